@@ -91,7 +91,9 @@ STAGES = {
         "micronet.stages.export:ExportOnnx", "Export a network to ONNX, with quantized weights as int8."
     ),
     "export": Command("micronet.stages.export_target:Export", "Export a network to any runtime."),
-    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Find out what makes an ONNX model slow or inaccurate."),
+    "check-onnx": Command(
+        "micronet.stages.check_onnx:CheckOnnx", "Find out what makes an ONNX model slow or inaccurate."
+    ),
     "pack": Command("micronet.stages.export:Pack", "Pack a network into a file with 1 to 8 bits per weight."),
     "trt-build": Command("micronet.stages.trt_build:TrtBuild", "Build a strongly typed TensorRT engine."),
     "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),

@@ -32,7 +32,8 @@ from micronet.data.image_files import list_images
 from micronet.models.device import describe_machine
 from micronet.onnx import posttraining
 from micronet.onnx.feeds import Feed, ImageInput, inputs_of, is_channels_last
-from micronet.onnx.operator_count import count_integers
+from micronet.onnx.integer_words import describe
+from micronet.onnx.integers import count_computed
 
 IMAGENET, HALF = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.5] * 3, [0.5] * 3)
 PLAIN, BYTES = ([0.0] * 3, [1.0] * 3), ([0.408, 0.459, 0.482], [1 / 255] * 3)
@@ -170,8 +171,8 @@ def main() -> None:
         taken = times(sessions, feeds[-1], args.rounds)
         row += [f"{taken[label]:.2f}" if label in taken else "-" for label in ("float", "micronet", "theirs")]
         for label in ("micronet", "theirs"):
-            counted = count_integers(models[label]) if label in models else None
-            row.append(f"{counted['integer_layers']} of {counted['layers']}" if counted else "-")
+            counted = count_computed(models[label]) if label in models else None
+            row.append(describe(counted)[0].partition(" run in")[0] if counted else "-")
         print(f"| {' | '.join(row)} |", flush=True)
 
 

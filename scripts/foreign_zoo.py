@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import micronet
 from micronet.onnx.export import to_onnx
-from micronet.onnx.operator_count import count_integer_ops
+from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.recovery import reestimate_norms
 
 BATCHES, BATCH = 4, 8  # to calibrate on, and as many others to judge by
@@ -226,9 +226,9 @@ def _sqnr(expected: list[Any], outputs: list[Any]) -> float:
 
 
 def _integers(proto: onnx.ModelProto) -> str:
-    counts = count_integer_ops(proto)
+    counts = count_integer_layers(proto)
     return "-" if counts is None else " ".join(
-        f"{counts[noun]['integer']}/{counts[noun]['all']}" for noun in ("convolutions", "matrix products")
+        f"{counts[noun]['integer']}/{counts[noun]['all']}" for noun in ("convolutions", "linear")
     )  # fmt: skip
 
 

@@ -142,8 +142,7 @@ def _quantize(summary: Any) -> None:
     else:
         floats = {key.removeprefix("float_test_"): summary[key] for key in summary if key.startswith("float_test_")}
         before = [f"{value:.2%}" if name == "accuracy" else value_text(name, value) for name, value in floats.items()]
-        print_line(f"{_wrote(summary)}{_tested(summary)}{f' (float model: {before[0]})' if before else ''}")
-        print_left_float(summary["left_float"])
+        _integers(summary, f"{_wrote(summary)}{_tested(summary)}{f' (float model: {before[0]})' if before else ''}")
         _next(summary)
 
 
@@ -170,15 +169,20 @@ def _agrees(summary: dict[str, Any]) -> str:
 
 def _export_onnx(summary: dict[str, Any]) -> None:
     scores = "" if math.isnan(summary["classes"]) else f", relative score error {summary['error']:.4%}"
-    words = summary.get("integers", {"words": []})["words"]
-    slower = words[:1] if words and words[0].startswith("slower") else []
-    for line in (*slower, f"{_agrees(summary)}{scores}", *words[len(slower) :]):
-        print_line(line)
+    _integers(summary, f"{_agrees(summary)}{scores}")
     if sizes := summary.get("low_bits"):
         print_line(f"weights in fewer than 8 bits: {sizes['bytes']:,} bytes instead of {sizes['int8_bytes']:,}")
-    print_left_float(summary["left_float"])
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
+
+
+def _integers(summary: dict[str, Any], wrote: str) -> None:
+    """Print what was written and what runs in integers, after the line that says that it is slower, if it is."""
+    found = summary.get("integers", {"words": [], "float": {}})
+    slower = [line for line in found["words"][:1] if line.startswith("slower")]
+    for line in (*slower, wrote, *summary.get("warnings", []), *found["words"][len(slower) :]):
+        print_line(line)
+    print_left_float({name: why for name, why in summary["left_float"].items() if name not in found["float"]})
 
 
 def _export(summary: dict[str, Any]) -> None:
@@ -214,20 +218,8 @@ def _check_onnx(summary: dict[str, Any]) -> None:
     ]
     if rows:
         print_table(("severity", "rule", "nodes", "problem", "fix"), rows)
-    print_line(_integers(summary["fused"]))
-    print_line(summary["words"])
-
-
-def _integers(fused: dict[str, dict[str, int]] | None) -> str:
-    """Describe what ONNX Runtime computes in integers."""
-    if fused is None:
-        return "ONNX Runtime cannot load this file"
-    counts = [f"{each['integer']} of {each['all']} {noun}" for noun, each in fused.items() if each["all"]]
-    return (
-        f"ONNX Runtime runs {', '.join(counts)} in integer arithmetic"
-        if counts
-        else "no layer can run in integer arithmetic"
-    )
+    for line in (*summary["integers"]["words"], summary["words"]):
+        print_line(line)
 
 
 def _trt_build(summary: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The layers of an ONNX file as shapes, and what each costs in accuracy if it alone is quantized."""
 
 from collections.abc import Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import onnx
@@ -10,20 +10,12 @@ from onnx import helper
 from micronet.compression.layers import Layer, Shape
 from micronet.compression.sensitivities import MOST_NOISE
 from micronet.core.progress import Progress
-from micronet.errors import MicronetError
 from micronet.onnx import posttraining
 from micronet.onnx.feeds import Feed
-from micronet.onnx.graph_view import GraphView
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.ops import CONVOLUTIONS
-from micronet.quantization.config import EXCLUDED
 from micronet.runtimes.onnx_cost import for_one_sample
-from micronet.stages.onnx_files import compare_files
-
-
-def layer_names(proto: onnx.ModelProto) -> list[str]:
-    """Return the names of the layers with stored weights, as ``quantize --exclude`` takes them."""
-    return [str(layer.node.name) for layer in GraphView(proto).layers]
+from micronet.stages.onnx_sensitivity import error_of, layer_names
 
 
 def find_file_layers(proto: onnx.ModelProto, feed: Feed) -> dict[str, Layer]:
@@ -74,11 +66,14 @@ def file_noise(
         progress: Where to report progress.
     """
     names, found = layer_names(folded), dict[str, dict[str, float]]()
+    requantize = partial(_requantize, folded, ranges)
     for done, name in enumerate(names, 1):
-        others = {other: EXCLUDED for other in names if other != name}
-        with suppress(MicronetError):  # a layer that stays float anyway
-            alone = posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8, excluded=others)
-            error = compare_files(folded, alone, feeds)["error"]
+        error = error_of(folded, requantize, [name], feeds)
+        if error is not None:
             found[name] = {"noise": min(error**2, MOST_NOISE), "error": error}
         progress.step("quantizing layers alone", done, len(names))
     return found
+
+
+def _requantize(folded: onnx.ModelProto, ranges: dict[str, ValueRange], excluded: dict[str, str]) -> onnx.ModelProto:
+    return posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8, excluded=excluded)

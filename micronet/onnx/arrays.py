@@ -36,7 +36,7 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     for entry in inputs:
         values = arrays[names[entry.name]].astype(entry.dtype, copy=False)
         if values.ndim > len(entry.shape):
-            runs[entry.name] = list(values)
+            runs[entry.name] = [np.asarray(each) for each in values]  # of scalars too
         elif entry.shape[:1] == (None,) and len(values) in steps:
             runs[entry.name] = list(batched(replace(entry, shape=(steps[len(values)], *entry.shape[1:])), values))
         else:

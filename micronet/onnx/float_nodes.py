@@ -1,6 +1,6 @@
 """Questions about the operators of a float ONNX network: what they read, and whether they have an integer form."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -71,8 +71,13 @@ def is_small(node: ir.Node) -> bool:
 
 def has_layers(node: ir.Node) -> bool:
     """Return True if there is a layer in the graphs that a node holds."""
-    graphs = [graph for each in node.attributes.values() for graph in _graphs(each)]
-    return any(inner.op_type in WEIGHTED_OPS | RECURRENT or has_layers(inner) for graph in graphs for inner in graph)
+    inside = (inner for graph in graphs_in(node) for inner in graph)
+    return any(inner.op_type in WEIGHTED_OPS | RECURRENT or has_layers(inner) for inner in inside)
+
+
+def no_integer_form(kind: str) -> str:
+    """Return why a layer of a kind that has no integers stays in float."""
+    return f"{kind} has no int8 form"
 
 
 def layers_inside(kind: str) -> str:
@@ -80,10 +85,13 @@ def layers_inside(kind: str) -> str:
     return f"layers inside {kind} nodes stay in float"
 
 
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+def graphs_in(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node holds, such as the branches of an If."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def obstacle(node: ir.Node, signed: bool) -> str | None:

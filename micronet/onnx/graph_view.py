@@ -210,6 +210,8 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, QDQNode |
     origin = _origin(value)
     if origin is None:
         return None if value is None else value.const_value, None
+    if origin.op_type == "Cast":  # of floats in 16 bits
+        return stored(origin), None
     if origin.op_type not in (QUANTIZE, DEQUANTIZE):
         return None, None
     tensor = stored(origin)

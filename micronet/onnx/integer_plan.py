@@ -25,6 +25,7 @@ from micronet.onnx.float_nodes import (
     is_small,
     is_smaller,
     layers_inside,
+    no_integer_form,
     obstacle,
     rank,
     settled,
@@ -111,7 +112,7 @@ class Planner:
 
     def _is_integer_layer(self, node: ir.Node) -> bool:
         if node.op_type in RECURRENT:
-            self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
+            self.floats[node.name or ""] = no_integer_form(node.op_type)
         if node.op_type in CONTROL and has_layers(node):
             self.floats[node.name or ""] = layers_inside(node.op_type)
         if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):

@@ -1,86 +1,143 @@
-"""Which layers of a quantized ONNX file ONNX Runtime computes in integers, why others are not, and how fast it is."""
+"""Which layers of an ONNX file ONNX Runtime computes in integers, and why others are not: every command counts here."""
 
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-from onnx.reference import ReferenceEvaluator
+import onnx_ir as ir
 from onnxruntime import GraphOptimizationLevel
 
-from micronet.core.timing import is_slower
-from micronet.errors import MicronetError, by_reason, count, first_line, listed
-from micronet.evaluation.latency import latencies
+from micronet.errors import MicronetError
 from micronet.onnx import graph_view as view
-from micronet.onnx.channel_padding import WIDTH, count_padded, restore_channels
-from micronet.onnx.float_nodes import has_layers
-from micronet.onnx.gates import restore_gates
+from micronet.onnx.channel_padding import count_padded
+from micronet.onnx.float_nodes import graphs_in, has_layers, layers_inside, no_integer_form
 from micronet.onnx.graph_view import GraphView, WeightedNode
-from micronet.onnx.ops import CONTROL, CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, RECURRENT, SMOOTH
-from micronet.onnx.stored import unpack_weights
-from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import optimize, session_predictor
+from micronet.onnx.metadata import left_float, reason_in
+from micronet.onnx.ops import (
+    COMPUTE_NOTHING,
+    CONTROL,
+    CONVOLUTIONS,
+    INTEGER_CONVOLUTIONS,
+    INTEGER_LAYERS,
+    QUANTIZE,
+    RECURRENT,
+    RECURRENT_INTEGERS,
+    SMOOTH,
+    WEIGHTED_OPS,
+)
+from micronet.onnx.stored import node_lists, unpack_weights
+from micronet.quantization.config import FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR
+from micronet.runtimes.onnxruntime import optimize
 
+Kind = Literal["convolutions", "linear", "recurrent"]
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
-_LISTED = 3
 NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output; axes of its kernel
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
-# Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
-PRODUCTS = "integers are faster there only if softmax has 8 bits too, which would lose small probabilities"
+CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR)  # recorded by names of torch.fx; the file has nodes for them
 
 
 def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
-    """Return what ONNX Runtime computes in integers, on this machine's CPU.
-
-    Returns:
-        ``convolutions`` and ``linear``: how many layers with stored weights there are, and how many of them become
-        integer operators (``all``, ``integer``); ``float``: each other layer -> why; ``products``: how many products
-        of two activations stay float; ``attends``: whether there is a softmax; ``others``: recurrent layers, and nodes
-        with layers in graphs of their own -> how many; ``narrow``: convolutions in integers that are slower than in
-        float; ``activations``: the operators of smooth activations between layers that stay float; ``padded``: how many
-        depthwise convolutions have channels of zeros. None for a float file, and if ONNX Runtime refuses the model.
-    """
-    graph = GraphView(unpack_weights(proto))
-    if not graph.qdq:
-        return None
+    """Return what ``count_computed`` does; None for a float file, and if ONNX Runtime refuses the model."""
     try:
-        optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL)
+        found = count_computed(proto)
     except MicronetError:
         return None
+    return found if found["quantized"] else None
+
+
+def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str, Any]:
+    """Return what ONNX Runtime computes in integers, on this machine's CPU.
+
+    Args:
+        proto: A model, float or quantized.
+        file: What it was read from, if its weights may exceed one protobuf message.
+
+    Returns:
+        ``quantized``: whether it holds integers at all; ``convolutions``, ``linear`` and ``recurrent``: how many layers
+        with stored weights there are, and how many of them become integer operators (``all``, ``integer``), with those
+        in the bodies of branches and loops; ``float``: each other layer -> why, by the reason that micronet wrote into
+        the file, if any; ``dequantized``: those of them whose weights are integers; ``products``: how many products of
+        two activations stay float; ``attends``: whether there is a softmax; ``narrow``: convolutions in integers that
+        are slower than in float; ``activations``: the operators of smooth activations between layers that stay float;
+        ``padded``: how many depthwise convolutions have channels of zeros; ``operators`` and ``integer_operators``: of
+        those that compute anything.
+
+    Raises:
+        MicronetError: ONNX Runtime refuses the model.
+    """
+    named = _with_names(proto)
+    graph = GraphView(unpack_weights(named))
+    source = file if file is not None and named is proto else named.SerializeToString()
+    optimized = optimize(source, GraphOptimizationLevel.ORT_ENABLE_ALL)
     done = {_ADDED.sub("", node.name) for node in optimized.graph.node if node.op_type in INTEGER_LAYERS}
-    smooth = _smooth_before_layers(optimized.graph)
-    weighted = {layer.node for layer in graph.layers}
-    products = [node for node in graph.nodes if node.op_type == "MatMul" and node not in weighted]
-    others = [node.op_type for node in graph.nodes if node.op_type in RECURRENT and node.name not in done]
-    others += [node.op_type for node in graph.nodes if node.op_type in CONTROL and has_layers(node)]
-    found = {
-        "products": sum(node.name not in done for node in products),
+    return {
+        **_count_by_reason(graph, done, left_float(proto)),
+        "quantized": bool(graph.qdq) or any(node.op_type in INTEGER_LAYERS for node in graph.nodes),
         "attends": any(node.op_type == "Softmax" for node in graph.nodes),
-        "others": dict(Counter(others)),
         "narrow": [view.layer_name(each.node) for each in graph.layers if each.node.name in done and _is_narrow(each)],
+        "activations": _smooth_before_layers(optimized.graph),
+        "padded": count_padded(proto),
+        **_count_operators(optimized.graph),
     }
-    counts = count_layers(
-        (kind_of(layer.node), view.layer_name(layer.node), None if layer.node.name in done else _reason(layer))
-        for layer in graph.layers
-    )
-    return {**counts, **found, "activations": smooth, "padded": count_padded(proto)}
 
 
-def kind_of(node: Any) -> Literal["convolutions", "linear"]:
-    """Return ``convolutions`` or ``linear``, the key under which ``count_layers`` counts a layer."""
-    return "convolutions" if node.op_type in CONVOLUTIONS else "linear"
+def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return what ``count_computed`` does of layers and products.
+
+    Args:
+        graph: The model.
+        done: The names of the nodes that ONNX Runtime computes in integers.
+        recorded: The layers that micronet left in float and why; None if it did not write that.
+    """
+    reasons = recorded or {}
+    products = [node for node in graph.nodes if node.op_type == "MatMul" and node.name not in done]
+    all_recorded = graph.qdq and recorded is not None
+    factors = {each.node for each in graph.layers if all_recorded and _is_factor(each, reasons)}
+    factors |= {node for node in products if view.stored(node) is not None}
+    layers = [each for each in graph.layers if each.node not in factors]
+    found = ((kind_of(each.node), view.layer_name(each.node), _why_float(each, done, reasons)) for each in layers)
+    counts = count_layers([*found, *_without_weights(graph, done, reasons)])
+    names = {str(node.name) for node in graph.nodes}
+    counts["float"] |= {view.layer_name(node): STORED_FACTOR for node in factors if node.name not in done}
+    others = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, names)}
+    counts["float"] |= others
+    stored = factors | {layer.node for layer in layers}
+    dequantized = [each.node for each in layers if each.weight_qdq and each.node.name not in done]
+    return {
+        **counts,
+        "dequantized": [view.layer_name(node) for node in dequantized],
+        "products": sum(node not in stored for node in products),
+    }
+
+
+def _with_names(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model all of whose nodes have names, by which they are found again in the optimized one."""
+    if all(node.name for node in proto.graph.node):
+        return proto
+    named = onnx.ModelProto()
+    named.CopyFrom(proto)
+    for node in named.graph.node:
+        node.name = node.name or f"{node.op_type} producing {next(iter(node.output), '')}"
+    return named
+
+
+def kind_of(node: Any) -> Kind:
+    """Return the key under which ``count_layers`` counts a layer."""
+    if node.op_type in RECURRENT | RECURRENT_INTEGERS:
+        return "recurrent"
+    return "convolutions" if node.op_type in CONVOLUTIONS | INTEGER_CONVOLUTIONS else "linear"
 
 
 def count_layers(layers: Iterable[tuple[str, str, str | None]]) -> dict[str, Any]:
-    """Return ``convolutions``, ``linear`` and ``float`` as ``count_integer_layers`` does.
+    """Return ``convolutions``, ``linear``, ``recurrent`` and ``float`` as ``count_computed`` does.
 
     ``layers``: the kind and the name of each layer with stored weights, and why a runtime computes it in float, or None
     if it does not.
     """
-    counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
+    counts = {kind: {"integer": 0, "all": 0} for kind in ("convolutions", "linear", "recurrent")}
     left = {}
     for kind, name, why in layers:
         counts[kind]["all"] += 1
@@ -88,6 +145,50 @@ def count_layers(layers: Iterable[tuple[str, str, str | None]]) -> dict[str, Any
         if why is not None:
             left[name] = why
     return {**counts, "float": left}
+
+
+def _without_weights(
+    graph: GraphView, done: set[str], reasons: Mapping[str, str]
+) -> Iterator[tuple[Kind, str, str | None]]:
+    """Yield what ``count_layers`` takes for the layers that are not in ``graph.layers``.
+
+    These are recurrent layers, integer operators, and the layers in the bodies of branches and loops.
+    """
+    for node in graph.nodes:
+        if node.op_type in RECURRENT:
+            own = reason_in(reasons, str(node.name)) or no_integer_form(node.op_type)
+            yield "recurrent", view.layer_name(node), None if node.name in done else own
+        elif node.op_type in INTEGER_LAYERS:
+            yield kind_of(node), view.layer_name(node), None
+        elif node.op_type in CONTROL and has_layers(node):
+            why = layers_inside(node.op_type)
+            yield from ((kind_of(inner), str(node.name), why) for inner in _layers_in(node))
+
+
+def _layers_in(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield the layers with stored weights in the graphs that a node holds."""
+    for inner in (each for graph in graphs_in(node) for each in graph):
+        yield from _layers_in(inner)
+        if inner.op_type in RECURRENT or (inner.op_type in WEIGHTED_OPS and view.stored(inner, 1) is not None):
+            yield inner
+
+
+def _is_factor(layer: WeightedNode, recorded: Mapping[str, str]) -> bool:
+    """Return True for a product with a stored tensor, in a file of which micronet recorded all layers in float."""
+    product = layer.node.op_type == "MatMul" and layer.weight_qdq is None
+    return product and reason_in(recorded, str(layer.node.name)) is None
+
+
+def _names_node(name: str, nodes: set[str]) -> bool:
+    return name in nodes or any(node.startswith(f"{name}.") for node in nodes)
+
+
+def _count_operators(graph: onnx.GraphProto) -> dict[str, int]:
+    """Count the operators that compute anything, with those in the bodies of branches and loops."""
+    kinds = [node.op_type for each in node_lists(graph) for node in each.node]
+    kinds = [kind for kind in kinds if kind not in COMPUTE_NOTHING | CONTROL]
+    integer = sum(kind in INTEGER_LAYERS or kind.startswith("QLinear") for kind in kinds)
+    return {"operators": len(kinds), "integer_operators": integer}
 
 
 def _smooth_before_layers(graph: onnx.GraphProto) -> list[str]:
@@ -115,11 +216,14 @@ def _is_narrow(layer: WeightedNode) -> bool:
     return len(kernel) == THREE_AXES if groups == 1 else (channels, groups) != (1, outputs)
 
 
-def _reason(layer: WeightedNode) -> str:
-    """Return why ONNX Runtime computes a layer in float."""
+def _why_float(layer: WeightedNode, done: set[str], recorded: Mapping[str, str]) -> str | None:
+    """Return why ONNX Runtime computes a layer in float, or None if it does not."""
+    if layer.node.name in done:
+        return None
     transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
-        return NO_TRANSPOSED if transposed else FLOAT_WEIGHTS
+        own = NO_TRANSPOSED if transposed else FUNCTION_CALL if FUNCTION_CALL in recorded.values() else FLOAT_WEIGHTS
+        return reason_in(recorded, str(layer.node.name)) or own
     if transposed:
         return f"{NO_TRANSPOSED}, and its weights are integers; export the file again, which stores them in float"
     if layer.input_qdq is None:
@@ -129,121 +233,3 @@ def _reason(layer: WeightedNode) -> str:
         reason = f"consumed by {' and '.join(sorted(readers))}" if readers else "a network output"
         return f"its output is not quantized ({reason})"
     return "ONNX Runtime does not fuse it"
-
-
-def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
-    """Time a quantized file and the same network in float in turns, with one thread and one sample.
-
-    ``sample``: an array (1, ...), or a tuple of them if the network takes several inputs.
-
-    Returns ``int8_ms`` and ``float_ms``, or ``skipped``: why a runtime refused. If the file is larger than in float,
-    which stores equal weights once, also ``int8_bytes`` and ``float_bytes``.
-    """
-    options = RuntimeOptions(threads=1)
-    try:
-        plain = without_quantizers(proto)
-        sessions = [session_predictor(each.SerializeToString(), options) for each in (proto, plain)]
-        ours, theirs = (found.p50_ms for found in latencies(sessions, [sample, sample], one_thread=True))
-    except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
-        return {"skipped": first_line(error)}
-    sizes = {"int8_bytes": proto.ByteSize(), "float_bytes": plain.ByteSize() - _repeated_bytes(plain)}
-    larger = sizes["int8_bytes"] > sizes["float_bytes"]
-    return {"int8_ms": round(ours, 4), "float_ms": round(theirs, 4), **(sizes if larger else {})}
-
-
-def _repeated_bytes(proto: onnx.ModelProto) -> int:
-    """Return the bytes of stored tensors that equal an earlier one."""
-    seen, repeated = set[tuple[Any, ...]](), 0
-    for tensor in proto.graph.initializer:
-        values = onnx.numpy_helper.to_array(tensor)
-        key = values.shape, hashlib.sha256(values.tobytes()).digest()
-        repeated += values.nbytes if key in seen else 0
-        seen.add(key)
-    return repeated
-
-
-def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in float: activations are not quantized, and weights are stored dequantized."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(unpack_weights(proto))
-    restore_gates(plain)
-    graph, same = plain.graph, dict[str, str]()
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    kept = []
-    for node in list(graph.node):
-        source = same.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type == DEQUANTIZE and all(name in stored for name in node.input):
-            given = {name: onnx.numpy_helper.to_array(stored[name]) for name in node.input}
-            computed: Any = ReferenceEvaluator(node).run(None, given)
-            graph.initializer.append(onnx.numpy_helper.from_array(computed[0], node.output[0]))
-            continue
-        if node.op_type == QUANTIZE or (node.op_type == DEQUANTIZE and node.input[0] in same):
-            same[node.output[0]] = source
-            continue
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [same.get(name, name) for name in node.input]
-        kept.append(copy)
-    for entry in graph.output:
-        if entry.name in same:
-            kept.append(onnx.helper.make_node("Identity", [same[entry.name]], [entry.name]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    restore_channels(plain)
-    return plain
-
-
-def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
-    """Return lines that say what runs in integers and how fast; if it is slower than float, that is the first line."""
-    parts = [
-        f"{found[kind]['integer']} of {count(found[kind]['all'], noun)}"
-        for kind, noun in (("convolutions", "convolution"), ("linear", "linear layer"))
-        if found[kind]["all"]
-    ]
-    lines = [f"{' and '.join(parts)} run in integer arithmetic"]
-    if "int8_ms" in found:
-        lines[0] += f"; {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms in float"
-        lines[0] += f" ({runtime}, 1 thread, batch 1)"
-    for reason, layers in by_reason(found["float"]).items():
-        lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
-    if products := found.get("products"):
-        why = f", as in attention: {PRODUCTS}" if found.get("attends") else ": only products with weights are quantized"
-        lines.append(f"float: {count(products, 'product')} of two activations{why}")
-    for kind, number in found.get("others", {}).items():
-        what = "layer: it has no int8 form" if kind in RECURRENT else "node with layers inside"
-        lines.append(f"float: {number} {kind} {what}")
-    if padded := found.get("padded"):
-        lines.append(
-            f"{count(padded, 'depthwise convolution')} padded with zeros to a multiple of {WIDTH} channels, which ONNX "
-            f"Runtime computes at a time; for a smaller file, prune with --regular {WIDTH}"
-        )
-    if "int8_bytes" in found:
-        lines.insert(
-            0,
-            f"larger than in float: {found['int8_bytes']:,} bytes vs. {found['float_bytes']:,}; a layer that is called "
-            "several times is stored once for each call, and each quantizer takes some bytes",
-        )
-    if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
-        lines.insert(
-            0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"
-        )
-    return lines
-
-
-def slow_cause(found: dict[str, Any]) -> str:
-    """Return why a quantized file is slower than in float, and what helps; ``found``: what was counted."""
-    if any(why not in (FLOAT_WEIGHTS, NO_TRANSPOSED, FLOAT_TRANSPOSED) for why in found["float"].values()):
-        return (
-            "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "
-            "--exclude"
-        )
-    if narrow := found.get("narrow"):
-        return (
-            f"ONNX Runtime computes convolutions of few channels, or few in a group, more slowly in integers "
-            f"({listed(narrow, _LISTED)}); exclude them with micronet quantize --exclude"
-        )
-    what = f"{' and '.join(found['activations'])} between them" if found.get("activations") else "quantizing"
-    cure = "use ReLU instead, or " if found.get("activations") else ""
-    cost = f"the cost of {what} outweighs the savings"
-    ways = f"{cure}export the float network, or find the layers that are faster in float with micronet compress"
-    return f"these layers run in integer arithmetic, but {cost}; {ways}"

@@ -1,6 +1,7 @@
 """What micronet writes into ONNX files beside the graph: the network's model, data and history, as JSON."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -13,6 +14,17 @@ METADATA_KEY = "micronet"
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """Return what micronet wrote into a model (``data``, ``history``, …), or nothing for other models."""
     return parsed(next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), "{}"))
+
+
+def left_float(proto: onnx.ModelProto) -> dict[str, str] | None:
+    """Return the layers that micronet left in float and why; None for files in which it did not write that."""
+    found = metadata(proto).get("left_float")
+    return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else None
+
+
+def reason_in(reasons: Mapping[str, str], node: str) -> str | None:
+    """Return the reason for a node of a file from those by layer: a layer's nodes have its name and a suffix."""
+    return next((why for name, why in reasons.items() if node == name or node.startswith(f"{name}.")), None)
 
 
 def note(proto: onnx.ModelProto, **about: Any) -> None:

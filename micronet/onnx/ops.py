@@ -39,7 +39,8 @@ INTEGER_CONVOLUTIONS = {"QLinearConv", "ConvInteger"}
 INTEGER_PRODUCTS = {
     "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits",
 }  # fmt: skip
-INTEGER_LAYERS = INTEGER_CONVOLUTIONS | INTEGER_PRODUCTS | {"DynamicQuantizeLSTM"}
+RECURRENT_INTEGERS = {"DynamicQuantizeLSTM"}
+INTEGER_LAYERS = INTEGER_CONVOLUTIONS | INTEGER_PRODUCTS | RECURRENT_INTEGERS
 FLOAT_LAYERS = WEIGHTED_OPS | RECURRENT | {
     "FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMul", "Attention", "MultiHeadAttention",
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Compute inner tensors of an ONNX model, and nothing that they do not depend on."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +28,17 @@ def session_for(proto: onnx.ModelProto, names: Sequence[str]) -> Compute:
     session = open_session(ir.to_proto(model).SerializeToString(), RuntimeOptions(), "the model")
     given = [entry.name for entry in session.get_inputs()]
     return lambda feed: run_feed(session, {name: feed[name] for name in given})
+
+
+def one_sample(session: Any, feed: Feed) -> Feed:
+    """Return the first sample of a feed, or all of it if its first axis is fixed, or is no batch."""
+    entries = {entry.name: entry.shape[:1] for entry in session.get_inputs()}
+    one = {name: x if isinstance(next(iter(entries[name]), 0), int) else x[:1] for name, x in feed.items()}
+    try:
+        session.run(None, one)
+    except Exception:  # ONNX Runtime's exceptions share no base class
+        return feed
+    return one
 
 
 def run_feed(session: object, feed: Feed) -> Sequence[NDArray[np.generic]]:

@@ -11,7 +11,7 @@ from micronet.graph import ops
 from micronet.graph.computed import computed_from
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph
-from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.config import FLOAT_BITS, FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR, QuantConfig
 from micronet.quantization.integer_joins import IntegerJoins
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
@@ -46,15 +46,21 @@ class GraphPlacer(Placer):
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
                 sources = computed_from(node)
                 name = sources[0].rpartition(".")[0] if sources else ""
-                why = COMPUTED_WEIGHT if sources else "a function call, not a module"
-                self.placement.left_float[name or f"{node.name}()"] = why
+                self.placement.left_float[name or f"{node.name}()"] = COMPUTED_WEIGHT if sources else self._call(node)
+
+    def _call(self, node: fx.Node) -> str:
+        """Return what a call is that computes with weights or multiplies activations, and stays in float."""
+        if ops.WEIGHTED_FUNCTIONS.matches(node):
+            return FUNCTION_CALL
+        return STORED_FACTOR if self._graph.stored.intersection(node.all_input_nodes) else PRODUCT_OF_TWO
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
         rule = self._rule(name)
-        branch = f"{branch_name(node.all_input_nodes[0].name)}.output_quantizer"
-        infinite = self._reads_infinity(name) or branch in self._infinite or self._holds_infinity(source)
-        if rule == "float" or infinite:
+        read = node.all_input_nodes[0]
+        infinite = self._reads_infinity(name) or f"{branch_name(read.name)}.output_quantizer" in self._infinite
+        padded = self._holds_infinity(source)  # and a pool behind it that has only finite values
+        if rule == "float" or infinite or (padded and source is read):
             self.placement.left_float.setdefault(name, INFINITE_INPUT)
             return
         if source in self._graph.stored:
@@ -71,7 +77,7 @@ class GraphPlacer(Placer):
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
             apart = self._config.a_bits != "binary" and self._joins.is_float_sum(source)  # signs have the branches
-            quantizer = self._quantize_branch(node, rule) if apart else self._quantize_output(source, rule)
+            quantizer = self._quantize_branch(node, rule) if apart or padded else self._quantize_output(source, rule)
             if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
                 self.placement.inputs[name] = quantizer
 

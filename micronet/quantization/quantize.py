@@ -109,7 +109,7 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
             placement.left_float[name] = "its weights are complex numbers"
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = (
-                COMPUTED_WEIGHT if is_computed(module) else f"{type(module).__name__} is not supported"
+                COMPUTED_WEIGHT if is_computed(module) else f"{type(module).__name__} has no int8 form"
             )
     if not placement.inputs:
         raise _nothing_placed(placement.left_float)

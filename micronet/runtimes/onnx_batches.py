@@ -20,18 +20,23 @@ _CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 def run_batch(session: Any, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     """Return a session's outputs for a batch, one array (N, ...) for each input, in the order of the model's.
 
-    A fixed batch size takes several calls, the last one filled up with its last sample. Integers and floats become
-    those that the model takes. Raises MicronetError if the model takes other inputs.
+    A fixed batch size takes several calls, the last one filled up with its last sample. If an array has one more axis
+    than its input, which then has no batch, each sample takes a call. Integers and floats become those that the model
+    takes. Raises MicronetError if the model takes other inputs.
     """
     entries = session.get_inputs()
     inputs = _fitted(entries, arrays)
     fixed = {entry.shape[0] for entry in entries if entry.shape and isinstance(entry.shape[0], int)}
     total = len(inputs[0])
-    size = fixed.pop() if len(fixed) == 1 else total
+    stacked = any(_is_stacked(entry, x) for entry, x in zip(entries, inputs, strict=True))
+    size = 1 if stacked else fixed.pop() if len(fixed) == 1 else total
     calls = []
     for start in range(0, total, size):
         rows = min(size, total - start)
-        feed = {entry.name: _filled(x[start : start + size], size) for entry, x in zip(entries, inputs, strict=True)}
+        feed = {
+            entry.name: np.asarray(x[start]) if _is_stacked(entry, x) else _filled(x[start : start + size], size)
+            for entry, x in zip(entries, inputs, strict=True)
+        }
         try:
             outs = session.run(None, feed)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -69,9 +74,15 @@ def _converted(entries: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> Iterat
         except TypeError:  # strings, and types that numpy does not have
             continue
         same = kind.kind == x.dtype.kind or (kind.kind in INTEGERS and x.dtype.kind in INTEGERS)
-        sizes = zip(entry.shape[1:], x.shape[1:], strict=False)
-        if same and len(entry.shape) == x.ndim and all(not isinstance(a, int) or a == b for a, b in sizes):
+        stacked = _is_stacked(entry, x)
+        sizes = zip(entry.shape if stacked else entry.shape[1:], x.shape[1:], strict=False)
+        if same and (stacked or len(entry.shape) == x.ndim) and all(not isinstance(a, int) or a == b for a, b in sizes):
             yield np.ascontiguousarray(x, kind)
+
+
+def _is_stacked(entry: Any, x: NDArray[Any]) -> bool:
+    """Return True for an array that holds a whole input for each sample."""
+    return bool(x.ndim == len(entry.shape) + 1)
 
 
 def _filled(part: NDArray[Any], size: int) -> NDArray[Any]:

@@ -39,7 +39,8 @@ def for_one_sample(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) ->
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for entry, shape in zip(_inputs(fixed), shapes, strict=False):
-        for dim, value in zip(entry.type.tensor_type.shape.dim, (1, *shape), strict=False):
+        dims = entry.type.tensor_type.shape.dim
+        for dim, value in zip(dims, shape if len(shape) == len(dims) else (1, *shape), strict=False):
             dim.dim_value = value
     return fixed
 

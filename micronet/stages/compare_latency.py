@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from micronet.core.metrics import EQUAL_DB
 from micronet.core.timing import is_slower
 from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row
-from micronet.onnx.integers import describe, slow_cause
+from micronet.onnx.integer_words import describe, slow_cause
 from micronet.packed.file_format import read
 from micronet.stages.pack_latency import packed_cause
+from micronet.stages.quantize_warnings import CONSTANT
 from micronet.stages.words import OTHER_WIDTHS, row_labels
 
 BUSY = 3  # an idle machine stays below 1.5
@@ -49,6 +51,8 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
         if found is not None:
             first, *rest = describe(found)
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *(f"{name}: {line}" for line in rest)]
+        if row is not rows[0] and is_quantized and row.metrics.get("sqnr_db", 0) >= EQUAL_DB:
+            others.append(f"{name}: its outputs equal those of {labels[0]} exactly, {CONSTANT}")
         if memory := getattr(network, "memory", None):
             others.append(f"{name}: {memory()}")
     return [*slower, *others]

@@ -1,20 +1,17 @@
-"""The stages that write a network for other runtimes, checked against torch: ``export-onnx`` and ``pack``.
-
-``check-onnx`` reports what makes an ONNX file slow or wrong before anyone deploys it.
-"""
+"""The stages that write a network for other runtimes, checked against torch: ``export-onnx`` and ``pack``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
 from micronet.core.progress import Progress
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.onnx.config import ExportConfig
-from micronet.stages.config import ConvertSettings, ReportConfig, TimingConfig, input_file
+from micronet.stages.config import ConvertSettings, TimingConfig
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -67,7 +64,9 @@ class ExportOnnx(CheckedSettings, Stage):
 
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
-        from micronet.onnx.integers import count_integer_layers, describe, measure_speed
+        from micronet.onnx.integer_words import describe
+        from micronet.onnx.integers import count_integer_layers
+        from micronet.onnx.speed import measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
@@ -99,10 +98,7 @@ class ExportOnnx(CheckedSettings, Stage):
             if not (self.timing.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
-        named = about.get("integers", {"float": {}})["float"]
-        about["left_float"] = {
-            name: why for name, why in artifact.left_float.items() if not any(each.startswith(name) for each in named)
-        }
+        about["left_float"] = artifact.left_float if integers is None else integers["float"]
         return Outcome(proto, about)
 
     def write(self, product: Any, path: Path) -> None:
@@ -254,46 +250,3 @@ def exported(
             f"torch cannot export this network to ONNX, because forward() depends on the values of its inputs{reads}; "
             "write that part with tensor operations such as torch.where"
         ) from error
-
-
-@dataclass(frozen=True)
-class CheckOnnx(Stage):
-    """Checks an ONNX file."""
-
-    name = "check-onnx"
-    details = (
-        "Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. "
-        "Whether a note matters depends on the machine."
-    )
-    example = "micronet check-onnx int8.onnx --target ort"
-    suffix = None
-    product = "list[Finding]"
-
-    file: Path = input_file("An .onnx file, from micronet or any other tool.", kinds=(".onnx",), metavar="FILE")
-    target: Literal["ort", "tensorrt", "both"] = setting("ort", "Target runtime.", basic=True)
-    strict: bool = setting(False, "Exit with code 1 if there are errors or warnings.", basic=True)
-    report: ReportConfig = group(ReportConfig)
-
-    def run(self, context: Context) -> Outcome:
-        """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
-        from micronet.onnx.lint import counted, lint
-        from micronet.onnx.operator_count import count_integer_ops
-        from micronet.onnx.reader import read_onnx
-
-        proto = read_onnx(self.file)
-        findings = lint(proto, self.target)
-        errors, warnings = (sum(each.severity == kind for each in findings) for kind in ("error", "warning"))
-        summary = {
-            "findings": [finding._asdict() for finding in findings],
-            "fused": count_integer_ops(proto, self.file),
-            "errors": errors,
-            "warnings": warnings,
-            "words": counted(findings),
-        }
-        return Outcome(findings, summary)
-
-    def judge(self, outcome: Outcome) -> None:
-        """Raise FailedError if the check is strict and found an error or a warning."""
-        rules = dict.fromkeys(finding.rule for finding in outcome.product if finding.severity != "note")
-        if self.strict and rules:
-            raise FailedError(f"{self.file}: {outcome.summary['words']} ({', '.join(rules)})")

@@ -16,7 +16,8 @@ from micronet.evaluation.network import Network
 from micronet.models.device import Inputs, as_arrays, head
 from micronet.onnx.check import LARGEST_ROUNDED_ERROR, Agreement, compare_network, require_close
 from micronet.onnx.export import with_pairs
-from micronet.onnx.integers import describe, without_quantizers
+from micronet.onnx.integer_words import describe
+from micronet.onnx.speed import without_quantizers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.export import agreeing, checked_inputs, explaining_noise, exported, require_image
 from micronet.stages.stage import Context, Outcome
@@ -112,7 +113,7 @@ def _check_order(network: FolderNetwork, inputs: Any, name: str) -> None:
 
 
 def _timed(name: str, network: FolderNetwork, plain: onnx.ModelProto, place: Path, sample: Any) -> dict[str, Any]:
-    """Time a network and the float one in turns, with one thread and one sample, as ``integers.measure_speed`` does."""
+    """Time a network and the float one in turns, with one thread and one sample, as ``speed.measure_speed`` does."""
     try:
         floats = _write(name, plain, place)
         ours, theirs = (found.p50_ms for found in latencies([network, floats.network], [sample, sample]))

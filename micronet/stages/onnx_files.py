@@ -1,5 +1,6 @@
 """What ONNX files are run on, and how close a quantized one's outputs are to those of the float file."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from micronet.data.arrays import LABELLED
 from micronet.data.memory import MemoryData
-from micronet.data.npz import names_in
+from micronet.data.npz import names_in, read_headers
 from micronet.errors import MicronetError
 from micronet.models.finite import check_outputs
 from micronet.onnx.arrays import read_arrays
@@ -65,6 +66,13 @@ def raw_feeds(named: str, inputs: Sequence[Input]) -> list[Feed]:
         for parts in zip(*(batched(each, values) for each, values in zip(inputs, arrays, strict=True)), strict=True):
             found.append({each.name: part for each, part in zip(inputs, parts, strict=True)})
     return found
+
+
+def count_rows(named: str | Path | None) -> float:
+    """Return the rows of the longest array in an .npz file, of which a fixed batch repeats some, or infinity."""
+    if named is None or isinstance(named, MemoryData) or not is_raw(str(named)):
+        return math.inf
+    return max((header.shape[0] for header in read_headers(Path(named)).values() if header.shape), default=math.inf)
 
 
 def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:

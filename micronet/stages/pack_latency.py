@@ -10,7 +10,7 @@ from micronet.core.timing import is_slower
 from micronet.errors import first_line
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
-from micronet.onnx.integers import without_quantizers
+from micronet.onnx.speed import without_quantizers
 from micronet.packed.program import Program
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor

@@ -1,34 +1,33 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 
 from micronet.core.config import matching
+from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
-from micronet.core.timing import is_slower
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
 from micronet.errors import MicronetError, count
-from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, inputs_of
-from micronet.onnx.graph_view import GraphView
+from micronet.onnx.halves import store_halves, stores_halves
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
-from micronet.onnx.integers import count_integer_layers
-from micronet.onnx.operator_count import count_integers
+from micronet.onnx.integer_words import describe
+from micronet.onnx.integers import count_computed
 from micronet.onnx.reader import read_onnx
+from micronet.onnx.speed import compare_sizes, measure_files
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import (
     CALIBRATION_BATCH,
@@ -39,13 +38,13 @@ from micronet.quantization.config import (
     RangeConfig,
 )
 from micronet.quantization.histogram import Histogram
-from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import note, open_session
+from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
-from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
+from micronet.stages.onnx_files import compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
-from micronet.stages.quantize_warnings import POOR_DB
+from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
+from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
 
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
@@ -57,56 +56,51 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""
     model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed, stage.inputs)
     feeds = calibration_feeds(model, stage.calibration, context.progress)
-    int8, floats = to_int8(
+    made = _quantized(
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
-    found = _count(model.proto, int8, context.progress)
-    if stage.quantization.a_sign != "signed":  # those files are for TensorRT
-        floats |= _refused(int8, floats)
-    measured = _quality(model, int8, feeds, context.progress)
+    int8, floats = made.int8, made.floats
+    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
+    integers = count_computed(int8) | compare_sizes(model.proto, int8)
+    if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
+        integers |= {"float": floats, "dequantized": []}
     if not stage.timing.skip_timing:
-        measured |= _speed(model.proto, int8, feeds[0], context.progress)
-    return Outcome(int8, {**measured, **found, "left_float": floats})
+        integers |= measure_files(model.proto, int8, feeds[0])
+    about = {"warnings": warnings, "integers": {**integers, "words": describe(integers)}}
+    return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
 
 
-def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) -> dict[str, int]:
-    """Count the operators in integers; say how many they are and, if so, that the file has grown."""
-    before, after = model.ByteSize(), int8.ByteSize()
-    if after > before:
-        progress.line(
-            f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a copy of a "
-            "weight for each layer that reads it, constants that the float file computes, and the float16 weights of "
-            "layers that stay in float as float32"
-        )
-    found = count_integers(int8)
-    progress.line(
-        f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
-        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
-    )
-    return found
+class _Made(NamedTuple):
+    """A quantized model, its layers in float with the reasons, the float model, and how to quantize it with others."""
 
-
-def _refused(int8: onnx.ModelProto, floats: Collection[str]) -> dict[str, str]:
-    """Return the quantized layers that ONNX Runtime computes in float -> why; ``floats``: those not quantized."""
-    counted = count_integer_layers(int8) or {"float": {}}
-    known = {name for full in floats for name in (full, full.rpartition(".")[0])}
-    return {name: why for name, why in counted["float"].items() if name not in known}
+    int8: onnx.ModelProto
+    floats: dict[str, str]
+    folded: onnx.ModelProto
+    requantize: Requantize
 
 
 def to_int8(
-    model: FloatModel,
-    ranges: RangeConfig,
-    config: QuantConfig,
-    progress: Progress,
-    feeds: list[Feed] | None = None,
-    *,
-    correct: bool = False,
+    model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress, feeds: list[Feed] | None = None
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a float model as int8, and the layers left in float with the reasons.
 
     Of ``config``, the sign of the activations, the levels and bits of the weights, and --first-last apply. ``feeds``:
-    the calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
+    the calibration inputs; None: those that the settings name.
     """
+    made = _quantized(model, ranges, config, progress, feeds)
+    return made.int8, made.floats
+
+
+def _quantized(
+    model: FloatModel,
+    ranges: RangeConfig,
+    config: QuantConfig,
+    progress: Progress,
+    feeds: list[Feed] | None,
+    *,
+    correct: bool = False,
+) -> _Made:
+    """Quantize a model as ``to_int8`` does. ``correct``: correct biases, which needs ``feeds``."""
     folded = posttraining.prepare(model.proto)
     if correct:
         give_biases(folded)
@@ -117,24 +111,30 @@ def to_int8(
     excluded = _left_out(folded, found, feeds or [], config)
     bits = config.w_bits if isinstance(config.w_bits, int) else 0
     per_channel = config.q_level == "channel"
-    int8 = posttraining.quantize_onnx(
-        folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=excluded
-    )
+
+    def requantize(others: dict[str, str]) -> onnx.ModelProto:
+        left_out = {**excluded, **others}
+        return posttraining.quantize_onnx(
+            folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=left_out
+        )
+
+    int8 = requantize({})
     if correct and feeds:
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     if not signed:
         int8 = with_padded_channels(int8)
+    if stores_halves(model.proto):
+        store_halves(int8)
     note(int8, left_float=floats)
-    return int8, floats
+    return _Made(int8, floats, folded, requantize)
 
 
 def _left_out(
     folded: onnx.ModelProto, ranges: dict[str, ValueRange], feeds: list[Feed], config: QuantConfig
 ) -> dict[str, str]:
     """Return the layers to leave in float whatever their ranges: name -> reason."""
-    names = [str(layer.node.name) for layer in GraphView(folded).layers]
-    excluded = dict.fromkeys(matching(config, "exclude", names), EXCLUDED)
+    excluded = dict.fromkeys(matching(config, "exclude", layer_names(folded)), EXCLUDED)
     if config.first_last == "float":
         return excluded | {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
     if config.first_last != "auto":
@@ -237,36 +237,30 @@ def _histograms(
     return cached(config.calib_cache, depends_on, collect, progress)
 
 
-def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed], progress: Progress) -> dict[str, Any]:
-    """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
+def _quality(
+    model: FloatModel, made: _Made, feeds: list[Feed], config: RangeConfig, progress: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement.
+
+    The second value: warnings that follow from the agreement.
+    """
     if model.has_data and not model.takes_arrays:
         dataset = model.open_data()
-        sessions = open_files(model.proto, int8)
+        sessions = open_files(model.proto, made.int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
-            return measured
+            return measured, []
     runs = _sampled(feeds)
-    found = compare_files(model.proto, int8, runs)
+    found = compare_files(model.proto, made.int8, runs)
+    warnings = []
     if found["sqnr_db"] < POOR_DB:
-        progress.line(
+        which = describe_destroyers(made.folded, made.requantize, runs, progress)
+        warnings.append(
             f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
-            "inputs); calibrate on real inputs, try another --calibrator, or keep layers in float with --exclude"
+            f"inputs); {which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
         )
+    if found["sqnr_db"] >= EQUAL_DB:
+        warnings.append(f"warning: the outputs equal the float model's exactly, {CONSTANT}; check the file's weights")
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
-    samples = sum(len(next(iter(feed.values()))) for feed in runs)
-    return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}
-
-
-def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: Progress) -> dict[str, float]:
-    """Return the milliseconds of a run of the float and the int8 model, one thread, in turns; say which is faster."""
-    options = RuntimeOptions(threads=1)
-    sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
-    runs: list[Any] = [partial(_run, session, feed) for session in sessions]
-    given: list[Any] = [feed, feed]
-    before, after = (1000 * float(np.median(each)) for each in time_calls(runs, given, one_thread=True))
-    note, batch = "slower than float here: " if is_slower(after, before) else "", len(next(iter(feed.values())))
-    progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, batch {batch})")
-    return {"latency_ms": after, "float_latency_ms": before}
-
-
-def _run(session: Any, feed: Feed, _: Any) -> Any:
-    return session.run(None, feed)
+    rows = sum(next((len(values) for values in feed.values() if values.ndim), 1) for feed in runs)
+    samples = min(rows, count_rows(config.calib_data or model.data_name))
+    return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}, warnings

@@ -13,6 +13,7 @@ from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
 
+CONSTANT = "as constants such as zeros do, so that SQNR says nothing, unless they are class numbers"
 POOR_DB = 10  # an SQNR below it means errors of a third of the outputs' size or more
 
 
@@ -38,8 +39,8 @@ def warn_poor(metrics: Mapping[str, object], mode: str, progress: Progress) -> N
     sqnr = metrics.get("test_sqnr_db")
     if mode == "ptq" and isinstance(sqnr, float) and sqnr >= EQUAL_DB:
         progress.line(
-            "warning: the outputs equal the float network's exactly, as constants do; unless they are class numbers, "
-            "check that its weights were loaded (import --weights)"
+            f"warning: the outputs equal the float network's exactly, {CONSTANT}; check that its weights were loaded "
+            "(import --weights)"
         )
     if mode == "ptq" and isinstance(sqnr, float) and sqnr < POOR_DB:
         progress.line(

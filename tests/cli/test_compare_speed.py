@@ -59,6 +59,12 @@ def test_a_slow_integer_file_comes_first_with_its_cause(monkeypatch):
     assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms for a; ") and "--exclude" in found[0]
 
 
+def test_a_quantized_file_that_changes_nothing_is_suspect(monkeypatch):
+    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    rows = [row(name, "onnxruntime", 1.0)._replace(metrics={"sqnr_db": 300.0}) for name in "ai"]
+    assert describe(rows)[-1].startswith("i: its outputs equal those of a exactly, as constants such as zeros do")
+
+
 def test_a_file_in_two_runtimes_is_named_with_them(monkeypatch):
     monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS)
     found = describe([row("i", "onnxruntime", 1.0), row("i", "openvino", 2.0)])

@@ -277,4 +277,4 @@ def test_sensitive_layers_of_an_onnx_file_stay_float(micronet, file):
     [name] = done.json["candidates"][2]["plan"]["floats"]
     done = micronet("quantize", file, "--mode", "ptq", "--calib-data", "x.npz", "--exclude", name, "-o", "int8.onnx")
     assert done.code == 0, done.err
-    assert f"kept in float: {name} (excluded)" in done.out
+    assert f"float: {name}: excluded" in done.out

@@ -124,7 +124,7 @@ def test_the_command_takes_several_inputs_without_labels(micronet, tmp_path):
     assert done.code == 0, done.err
     assert done.json["test_sqnr_db"] > 20 and done.json["test_images"] == 8
     assert done.json["tested_on"] == "also used for calibration"
-    assert done.json["integer_layers"] == 5 and len(done.json["left_float"]) == 2
+    assert done.json["integers"]["linear"] == {"integer": 5, "all": 5} and done.json["integers"]["products"] == 2
     assert (tmp_path / "net-int8.onnx").exists()
 
 
@@ -151,7 +151,7 @@ def test_the_command_takes_a_folder_of_images_and_says_what_is_missing(micronet,
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "a.png")
     common = ["quantize", tmp_path / "net.onnx", "--mode", "ptq", "--skip-timing"]
     done = micronet(*common, "--calib-data", tmp_path, "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--json")
-    assert done.code == 0 and done.json["integer_layers"] == 2, done.err
+    assert done.code == 0 and len(done.json["left_float"]) == 0, done.err
     for options, message in (
         ([], "specify one with --data, or calibration inputs with --calib-data"),
         (["--calib-data", tmp_path / "none"], "neither a folder of images nor an .npz file"),

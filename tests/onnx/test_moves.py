@@ -15,10 +15,12 @@ from micronet.models.build import ModelSpec
 from micronet.onnx import channel_padding, export
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
-from micronet.onnx.integers import count_integer_layers, describe, without_quantizers
+from micronet.onnx.integer_words import describe
+from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.ops import SMOOTH
+from micronet.onnx.speed import without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.quantization.quantize import quantize_model

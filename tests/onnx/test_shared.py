@@ -12,7 +12,10 @@ from micronet.errors import FailedError
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.export import to_onnx
-from micronet.onnx.integers import _repeated_bytes, count_integer_layers, describe, without_quantizers
+from micronet.onnx.growth import repeated_bytes
+from micronet.onnx.integer_words import describe
+from micronet.onnx.integers import count_integer_layers
+from micronet.onnx.speed import without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model, restore
@@ -85,7 +88,7 @@ def test_files_compute_what_torch_computes_all_in_integers(kind):
     assert counts["integer"] == counts["all"] - (kind is Twins), counts  # its decoder is a transposed convolution
     makers = {output: node for node in proto.graph.node for output in node.output}
     biases = [node.input[2] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers]
-    repeated = _repeated_bytes(without_quantizers(proto))
+    repeated = repeated_bytes(without_quantizers(proto))
     assert (repeated >= 4 * 8 * 8 * 9) == (kind is Twins)  # it has a layer that is called twice
     assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
 
@@ -104,7 +107,7 @@ def test_a_part_in_float_that_computes_something_else_is_an_error():
 
 def test_a_file_that_is_larger_than_in_float_says_so_first():
     found = {"convolutions": {"integer": 1, "all": 1}, "linear": {"integer": 0, "all": 0}, "float": {}}
-    lines = describe({**found, "int8_ms": 1.0, "float_ms": 2.0, "int8_bytes": 2000, "float_bytes": 1900})
+    lines = describe({**found, "int8_ms": 1.0, "float_ms": 2.0, "int8_bytes": 2000, "float_bytes": 1900, "growth": "x"})
     assert lines[0].startswith("larger than in float: 2,000 bytes vs. 1,900; ") and len(lines) == 2
 
 

@@ -16,7 +16,8 @@ from micronet.models.device import Inputs
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
-from micronet.onnx.integers import count_integer_layers, describe, slow_cause
+from micronet.onnx.integer_words import describe, slow_cause
+from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.low_bits import to_int4
 from micronet.onnx.posttraining import prepare
@@ -197,13 +198,15 @@ def test_what_stays_in_float_and_what_is_slower_in_integers_is_named():
     for softmax in (False, True):
         artifact = micronet.quantize(Graphs(softmax).eval(), data=[IMAGES], mode="ptq")
         found = count_integer_layers(to_onnx(artifact, IMAGES))
-        assert found["narrow"] == ["one"] and found["others"] == {"GRU": 1} and found["products"]
-        lines[softmax] = describe({**found, "float": {}, "int8_ms": 2.0, "float_ms": 1.0})
-    first, _, products, recurrent = lines[False]
+        assert found["narrow"] == ["one"] and found["recurrent"] == {"integer": 0, "all": 1} and found["products"]
+        assert found["float"]["read"] == "GRU has no int8 form"
+        lines[softmax] = describe({**found, "int8_ms": 2.0, "float_ms": 1.0})
+    first, counted, recurrent, products = lines[False]
+    assert counted.startswith("3 of 3 convolutions, 0 of 1 recurrent layer and ")
     assert first.startswith("slower than float: 2.00 ms vs. 1.00 ms; ONNX Runtime") and "(one); exclude" in first
     assert products.endswith(" of two activations: only products with weights are quantized")
-    assert recurrent == "float: 1 GRU layer: it has no int8 form"
-    assert ", as in attention: integers are faster there only if" in lines[True][2]
+    assert recurrent == "float: read: GRU has no int8 form"
+    assert ", as in attention: integers are faster there only if" in lines[True][-1]
 
 
 class Waves(torch.nn.Conv1d):

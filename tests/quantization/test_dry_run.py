@@ -16,7 +16,7 @@ from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, PARTLY_EMPTY, find_idle
 from micronet.quantization.layers import Quantized
-from micronet.quantization.placer import LayerPlacer
+from micronet.quantization.placer import INFINITE_INPUT, LayerPlacer
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -104,6 +104,27 @@ class Shifts(nn.Module):
 def test_a_sum_with_infinities_stays_float():
     made = micronet.quantize(Shifts(), mode="ptq", data=[IMAGES[:, :, :8, :8]], first_last="8bit")
     assert any("infinity" in why for why in made.left_float.values())
+    assert made.model.eval()(IMAGES[:, :, :8, :8]).isfinite().all()
+
+
+class PaddedPool(nn.Module):
+    """A pool of what is padded with -infinity, as in timm's ResNets, and a pool that keeps infinities."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.first, self.second, self.keeps = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 1), keeps
+        self.second.weight.data.abs_()  # so that no infinities of both signs are added
+
+    def forward(self, x):
+        padded = F.pad(self.first(x), (1, 1, 1, 1), value=-torch.inf)
+        return self.second(F.max_pool2d(padded, 1 if self.keeps else 3, 1)).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_layer_behind_a_pool_of_infinite_padding_is_quantized_if_it_reads_finite_values(keeps):
+    made = micronet.quantize(PaddedPool(keeps), mode="ptq", data=[IMAGES[:, :, :8, :8]], first_last="8bit")
+    assert isinstance(made.model.second, Quantized) is not keeps
+    assert (made.left_float.get("second") == INFINITE_INPUT) is keeps
     assert made.model.eval()(IMAGES[:, :, :8, :8]).isfinite().all()
 
 

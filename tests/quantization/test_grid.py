@@ -340,7 +340,7 @@ def test_calls_that_stay_float_are_named():
     model, record = quantize_model(Calls(), QuantConfig())
     assert record.result["left_float"] == {
         "linear()": COMPUTED_WEIGHT,
-        "rnn": "GRU is not supported",
+        "rnn": "GRU has no int8 form",
     }
     calibrate(model, [torch.randn(2, 3, 4)])
 

@@ -11,7 +11,7 @@ from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.calibrate import calibrate, each_quantizer
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import PRODUCT_OF_TWO, STORED_FACTOR, QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
 from micronet.quantization.graph_placer import CONSTANT
@@ -102,6 +102,23 @@ def test_a_computed_bias_is_added_behind_an_integer_layer_and_layers_of_constant
     assert set(map(places["left_float"].get, ("1.table.0", "1.table.2"))) == {CONSTANT}
     found = count_integer_layers(micronet.export_onnx(quantized, x))
     assert found["linear"]["integer"] == 1 and "1.qkv" not in found["float"]
+
+
+class Products(nn.Module):
+    """A product with a parameter that is no layer's, and one of two activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.position = nn.Linear(4, 4), nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):
+        x = self.layer(x)
+        return (x.relu() @ self.position) @ x.mT
+
+
+def test_products_are_named_as_what_they_are():
+    record = quantize_model(Products(), QuantConfig())[1]
+    assert record.result["left_float"] == {"matmul()": STORED_FACTOR, "matmul_1()": PRODUCT_OF_TWO}
 
 
 class Modes(nn.Module):

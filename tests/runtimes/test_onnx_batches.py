@@ -6,7 +6,7 @@ from onnx import TensorProto
 
 from micronet.errors import MicronetError
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import open_session, run
+from micronet.runtimes.onnxruntime import count_sample_macs, open_session, run
 from tests.onnx.foreign import Net
 
 DRAW = np.random.default_rng(0)
@@ -34,6 +34,19 @@ WANTED = run(two_inputs("n"), (ROWS, IDS))
 def test_a_fixed_batch_gives_what_a_free_one_gives(batch, kind):
     [found] = run(two_inputs(batch, kind), (ROWS, IDS))
     np.testing.assert_array_equal(found, WANTED[0])
+
+
+def test_inputs_without_a_batch_get_one_entry_per_sample():
+    """Such as the states of a recurrent layer, and a sampling rate."""
+    net = Net()
+    out = net("Mul", net("MatMul", net("Add", "x", "state"), np.eye(16, dtype=np.float32)), net("Cast", "rate", to=1))
+    state, rate = (TensorProto.FLOAT, [1, 16]), (TensorProto.INT64, [])
+    model = net.model({"x": (TensorProto.FLOAT, ["n", 16]), "state": state, "rate": rate}, {out: 2})
+    session = open_session(model.SerializeToString(), RuntimeOptions(), "the model")
+    states, rates = ROWS[::-1, None], np.arange(10)
+    [found] = run(session, (ROWS, states, rates))
+    np.testing.assert_array_equal(found, (ROWS + ROWS[::-1]) * rates[:, None])
+    assert count_sample_macs(model, [(16,), (1, 16), ()]) == 256
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from micronet.onnx.export import to_onnx
-from micronet.onnx.integers import without_quantizers
+from micronet.onnx.speed import without_quantizers
 from micronet.packed.from_onnx import pack_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor

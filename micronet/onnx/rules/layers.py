@@ -61,7 +61,7 @@ def _cure(file: LintedFile, layer: WeightedNode) -> str | None:
     if obstacle(layer.node, signed=False) is not None or (is_small(layer.node) and not layer.first):
         return None
     if not file.exported:
-        return PTQ
+        return None if file.by_ptq else PTQ
     return CURES[FIRST_OR_LAST if layer.first or layer.last else EXCLUDED]
 
 

@@ -1,11 +1,21 @@
 """Rules on the quantizers of activations: where they are missing, and grids that a runtime does not fuse or refuses."""
 
-from onnx_ir import DataType
+from onnx_ir import DataType, Node, Value
 
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import title
-from micronet.onnx.ops import CLIP_OPS, MOVING_OPS
-from micronet.onnx.rules.rule import FOR_ORT, FOR_TENSORRT, PTQ, PTQ_FOR_TENSORRT, LintedFile, Match, Matches, rule
+from micronet.onnx.ops import CLIP_OPS, MOVING_OPS, QUANTIZE
+from micronet.onnx.rules.rule import (
+    FOR_ORT,
+    FOR_TENSORRT,
+    PTQ,
+    PTQ_FOR_ORT,
+    PTQ_FOR_TENSORRT,
+    LintedFile,
+    Match,
+    Matches,
+    rule,
+)
 
 
 @rule(f"{PTQ}, which quantizes every input of Add and Concat", ort="warning")
@@ -16,7 +26,16 @@ def mixed_inputs(file: LintedFile) -> Matches:
         floats = [value for value in inputs if not view.is_dequantized(value)]
         if 0 < len(floats) < len(inputs):
             missing = f"{len(floats)} of {len(inputs)} inputs are not quantized"
-            yield Match(node, f"{missing}: ONNX Runtime runs this node in float")
+            cure = f"none: {_why_mixed(node, floats[0])}" if file.by_ptq else None
+            yield Match(node, f"{missing}: ONNX Runtime runs this node in float", cure)
+
+
+def _why_mixed(node: Node, missing: Value) -> str:
+    """Return why quantize FILE.onnx left the input of a join in float."""
+    if QUANTIZE not in view.fused_consumers(node):
+        return "no layer in integers reads its result, so integers would only cost time"
+    source = missing.producer()
+    return f"its input {missing.name if source is None else f'from {title(source)}'} stays in float"
 
 
 @rule("micronet quantize --a-bits 8 --a-sign auto, which puts the zero point at the end of the range", ort="warning")
@@ -35,7 +54,7 @@ def kept_activation(file: LintedFile) -> Matches:
             node = before
 
 
-@rule(FOR_ORT, ort="warning")
+@rule(FOR_ORT, PTQ_FOR_ORT, ort="warning")
 def signed_activations(file: LintedFile) -> Matches:
     """Find int8 activations."""
     for quantizer in view.of_type(file.graph.activations, DataType.INT8):
@@ -43,7 +62,7 @@ def signed_activations(file: LintedFile) -> Matches:
         yield Match(quantizer.node, message)
 
 
-@rule(FOR_ORT, ort="error")
+@rule(FOR_ORT, PTQ_FOR_ORT, ort="error")
 def signed_before_move(file: LintedFile) -> Matches:
     """Find int8 tensors that are moved without a quantizer behind."""
     pairs = view.of_type(file.graph.activations, DataType.INT8)

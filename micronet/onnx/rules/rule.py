@@ -8,13 +8,15 @@ import onnx
 from onnx_ir import Node
 
 from micronet.onnx.graph_view import GraphView
-from micronet.runtimes.onnxruntime import metadata
+from micronet.onnx.metadata import left_float, metadata
 
 Severity = Literal["error", "warning", "note"]
 # Cures. Every option they name exists (tests/onnx/test_lint.py).
 FOR_ORT = "micronet export-onnx --target ort, which uses uint8 activations"
 FOR_TENSORRT = "micronet quantize --q-type sym --a-sign signed, then micronet export-onnx --target tensorrt"
 PTQ = "micronet quantize FLOAT.onnx --mode ptq"
+NOTHING = "none: micronet quantize made this file"
+PTQ_FOR_ORT = f"{PTQ} --a-sign auto"
 PTQ_FOR_TENSORRT = f"{PTQ} --q-type sym --a-sign signed"
 
 
@@ -25,19 +27,22 @@ class LintedFile:
     Attributes:
         graph: Its main graph.
         exported: It was made of an artifact, so that the options of the commands before export-onnx apply to it.
+        by_ptq: ``quantize FILE.onnx`` made it, so that the same command again would change nothing.
         left_float: Layers that micronet left in float, if it quantized the file: name -> reason.
     """
 
     graph: GraphView
     exported: bool = False
+    by_ptq: bool = False
     left_float: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, proto: onnx.ModelProto) -> "LintedFile":
         """Return what the rules ask about a model."""
-        about = metadata(proto)
-        reasons = about.get("left_float")
-        return cls(GraphView(proto), "model" in about, reasons if isinstance(reasons, dict) else {})
+        about, reasons, graph = metadata(proto), left_float(proto), GraphView(proto)
+        from_artifact = any(record.get("stage") == "quantize" for record in about.get("history", []))
+        by_ptq = bool(graph.qdq) and reasons is not None and not from_artifact
+        return cls(graph, "model" in about and not by_ptq, by_ptq, reasons or {})
 
 
 class Match(NamedTuple):
@@ -55,7 +60,8 @@ Check = Callable[[LintedFile], Matches]
 class Rule(NamedTuple):
     """A check with its cures. ``severity``: target -> how bad a match is there.
 
-    ``cure`` is for files that micronet exported, ``foreign`` for all others: they can only be quantized anew.
+    ``cure`` is for files that micronet exported, ``foreign`` for all others: they can only be quantized anew, which
+    changes nothing about a file that the same command made (``NOTHING``).
     """
 
     name: str
