@@ -27,6 +27,7 @@ from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
 from micronet.onnx.low_bits import pack_weights, to_int4
 from micronet.onnx.moves import quantize_before_concats, requantize_moves
+from micronet.onnx.sharing import share_weights
 from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import quantize_biases, store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
@@ -84,6 +85,8 @@ def to_onnx(
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
+    if quantized and config.target == "ort" and pairs:
+        proto = share_weights(proto)
     if config.low_bit_storage:
         proto = pack_weights(proto)
     onnx.checker.check_model(proto, full_check=True)

@@ -220,8 +220,8 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
     if "int8_bytes" in found:
         lines.insert(
             0,
-            f"larger than in float: {found['int8_bytes']:,} bytes vs. {found['float_bytes']:,}; a layer that is called "
-            "several times is stored once for each call, and each quantizer takes some bytes",
+            f"larger than in float: {found['int8_bytes']:,} bytes vs. {found['float_bytes']:,}; each call of a "
+            "layer has scales and biases of its own, and each quantizer takes some bytes",
         )
     if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
         lines.insert(

@@ -68,6 +68,7 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
+        from micronet.onnx.sharing import share_weights
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
@@ -94,7 +95,8 @@ class ExportOnnx(CheckedSettings, Stage):
             context.progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
         if self.export.low_bit_storage:
-            about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": unpack_weights(proto).ByteSize()}
+            int8 = share_weights(unpack_weights(proto))
+            about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": int8.ByteSize()}
         if (integers := count_integer_layers(proto)) is not None:
             if not (self.timing.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))

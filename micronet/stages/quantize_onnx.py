@@ -29,6 +29,7 @@ from micronet.onnx.insertion import ValueRange
 from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.reader import read_onnx
+from micronet.onnx.sharing import share_weights
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import (
     CALIBRATION_BATCH,
@@ -74,9 +75,9 @@ def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) ->
     before, after = model.ByteSize(), int8.ByteSize()
     if after > before:
         progress.line(
-            f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a copy of a "
-            "weight for each layer that reads it, constants that the float file computes, and the float16 weights of "
-            "layers that stay in float as float32"
+            f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a bias "
+            "for each call of a layer, constants that the float file computes, and the float16 weights of layers that "
+            "stay in float as float32"
         )
     found = count_integers(int8)
     progress.line(
@@ -124,7 +125,7 @@ def to_int8(
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     if not signed:
-        int8 = with_padded_channels(int8)
+        int8 = share_weights(with_padded_channels(int8))
     note(int8, left_float=floats)
     return int8, floats
 

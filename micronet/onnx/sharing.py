@@ -1,0 +1,51 @@
+"""Store equal tensors once: weights of a layer that is called several times, or that several layers share."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
+from micronet.onnx.stored import PACKED_BITS, node_lists
+
+SMALLEST_BYTES = 256  # less than a node and its names take
+
+
+def share_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that stores equal tensors once, and of which a runtime makes the same as of the given one.
+
+    All readers of equal floats read the same ones. Of equal integers of 8 bits or more, every DequantizeLinear but one
+    reads a Reshape, which runtimes compute when they load the file: ONNX Runtime's exact int8 mode
+    (``session.x64quantprecision``) stores other integers in place of a weight, and refuses to do so for two readers of
+    it ("Attempt to replace the existing tensor").
+    """
+    shared = onnx.ModelProto()
+    shared.CopyFrom(proto)
+    graph = shared.graph
+    fixed = {each.name for part in node_lists(graph) for each in (*part.input, *part.output)}
+    integers = {name for node in graph.node if node.op_type in (QUANTIZE, DEQUANTIZE) for name in node.input[::2]}
+    first, same, reshapes, shapes = dict[Any, str](), dict[str, str](), list[onnx.NodeProto](), dict[str, Any]()
+    for tensor in list(graph.initializer):
+        values = numpy_helper.to_array(tensor)
+        if values.nbytes < SMALLEST_BYTES or tensor.name in fixed:
+            continue
+        is_read = tensor.name in integers and tensor.data_type not in PACKED_BITS
+        key = tensor.data_type, values.shape, hashlib.sha256(values.tobytes()).digest(), is_read
+        if (kept := first.setdefault(key, tensor.name)) == tensor.name:
+            continue
+        if is_read:
+            shape = f"shape.{'x'.join(map(str, values.shape))}"
+            shapes[shape] = numpy_helper.from_array(np.array(values.shape), shape)
+            reshapes.append(helper.make_node("Reshape", [kept, shape], [tensor.name]))
+        else:
+            same[tensor.name] = kept
+        graph.initializer.remove(tensor)
+    for node in (node for part in node_lists(graph) for node in part.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+    graph.initializer.extend(shapes.values())
+    nodes = [*reshapes, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return shared
