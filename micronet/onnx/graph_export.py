@@ -16,6 +16,7 @@ from micronet.models.calling import argument_names, return_tensors, takes_names
 from micronet.models.device import Inputs
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
+from micronet.onnx.attention import UnusualAttention, attention_translation
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.failures import describe_failure
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
@@ -38,7 +39,7 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
     _check_axes(axes, batch, config)
     try:  # the exporter's own message would hide the reason
-        with torch.no_grad():
+        with torch.no_grad(), UnusualAttention() as attention:
             returned = model(*example)
     except Exception as error:  # the user's code may raise anything
         shape = " and ".join("x".join(map(str, x.shape)) for x in example)
@@ -48,8 +49,11 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     outputs = [name or OUTPUT for name in output_names(returned)]
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
+    translations = operators.translations(config.opset) | recurrent_translations(model, config.opset)
+    if attention.found:
+        translations |= attention_translation(config.opset)
     try:
-        program = _run_exporter(model, example, axes, inputs, config.opset)
+        program = _run_exporter(model, example, axes, inputs, config.opset, translations)
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
@@ -77,8 +81,9 @@ def _check_axes(axes: dict[int, Any], batch: Inputs, config: ExportConfig) -> No
 
 
 def _run_exporter(
-    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int
-) -> Any:
+    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int,
+    translations: dict[Any, Any],
+) -> Any:  # fmt: skip
     """Return torch's program for a network; raises whatever the exporter raises."""
     with _silent(), shapes_alone(model), torch.no_grad():
         shapes: Any = tuple(axes for _ in example)
@@ -92,7 +97,7 @@ def _run_exporter(
             opset_version=opset,
             input_names=inputs,
             dynamic_shapes=shapes if source is model else None,
-            custom_translation_table=operators.translations(opset) | recurrent_translations(model, opset),
+            custom_translation_table=translations,
             optimize=True,
             verbose=False,
         )
