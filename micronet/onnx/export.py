@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, versions
 from micronet.artifact.header import StageRecord
+from micronet.core.progress import Progress
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.device import Inputs, head
@@ -48,6 +49,7 @@ def to_onnx(
     *,
     pairs: bool = True,
     gates: bool = True,
+    progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Export an artifact to an ONNX model.
 
@@ -58,6 +60,7 @@ def to_onnx(
         config: Target, opset and storage; default: for ONNX Runtime.
         pairs: Add the Q/DQ pairs that the network does not have but ONNX Runtime needs to compute in integers.
         gates: With ``pairs``, also those inside SiLU and hardswish, each of which may move a result by a step.
+        progress: Where to report the phases.
 
     Raises:
         MicronetError: Torch cannot export the network, a quantizer has no range, or the target does not support its
@@ -73,7 +76,7 @@ def to_onnx(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
     check_size(_stored_bytes(model))
-    exported = export_graph(model, images, config)
+    exported = export_graph(model, images, config, progress)
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
