@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
-from micronet.errors import FailedError
+from micronet.errors import FailedError, MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.export import to_onnx
@@ -130,3 +130,8 @@ def test_norms_fold_wherever_every_call_allows_it(kind, pairs):
     again = restore(kind(), record).eval()
     again.load_state_dict(folded.state_dict())
     torch.testing.assert_close(outputs_of(again), outputs_of(folded.eval()))
+
+
+def test_a_layer_that_is_called_twice_is_listed_once():
+    with pytest.raises(MicronetError, match=r"unknown layer 'sared'; allowed: shared, last, first$"):
+        quantize_model(Twins(), QuantConfig(exclude="sared"), IMAGES)
