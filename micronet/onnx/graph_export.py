@@ -87,7 +87,7 @@ def export_graph(
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
         raise MicronetError(
-            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model)}{cure}"
+            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model, cure)}"
         ) from error
     _name_values(program.model.graph, inputs, outputs)
     _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
