@@ -62,8 +62,8 @@ def count(number: int, noun: str) -> str:
 
 
 def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
-    """Return the error for an unknown name; it lists the allowed names, most similar first."""
-    ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())
+    """Return the error for an unknown name; it lists each allowed name once, most similar first."""
+    ranked = sorted(dict.fromkeys(allowed), key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())
     more = f", … ({len(ranked)} in all)" if len(ranked) > MAX_NAMES else ""
     return MicronetError(f"unknown {noun} {got!r}; allowed: {', '.join(ranked[:MAX_NAMES])}{more}")
 

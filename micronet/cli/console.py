@@ -62,10 +62,11 @@ def progress(quiet: bool) -> Iterator[Progress]:
     elif not err.is_terminal:
         yield Bar()
     else:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         columns = (
+            SpinnerColumn("line"),  # a step may take minutes in torch
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

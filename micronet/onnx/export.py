@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, versions
 from micronet.artifact.header import StageRecord
+from micronet.core.progress import Progress
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.device import Inputs, head
@@ -27,6 +28,7 @@ from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
 from micronet.onnx.low_bits import pack_weights, to_int4
 from micronet.onnx.moves import quantize_before_concats, requantize_moves
+from micronet.onnx.sharing import share_weights
 from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import quantize_biases, store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
@@ -47,6 +49,7 @@ def to_onnx(
     *,
     pairs: bool = True,
     gates: bool = True,
+    progress: Progress | None = None,
 ) -> onnx.ModelProto:
     """Export an artifact to an ONNX model.
 
@@ -57,6 +60,7 @@ def to_onnx(
         config: Target, opset and storage; default: for ONNX Runtime.
         pairs: Add the Q/DQ pairs that the network does not have but ONNX Runtime needs to compute in integers.
         gates: With ``pairs``, also those inside SiLU and hardswish, each of which may move a result by a step.
+        progress: Where to report the phases.
 
     Raises:
         MicronetError: Torch cannot export the network, a quantizer has no range, or the target does not support its
@@ -72,7 +76,7 @@ def to_onnx(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
     check_size(_stored_bytes(model))
-    exported = export_graph(model, images, config)
+    exported = export_graph(model, images, config, progress)
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
@@ -84,6 +88,8 @@ def to_onnx(
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
+    if quantized and config.target == "ort" and pairs:
+        proto = share_weights(proto)
     if config.low_bit_storage:
         proto = pack_weights(proto)
     onnx.checker.check_model(proto, full_check=True)

@@ -6,14 +6,29 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from micronet.errors import first_line
+from micronet.graph.recorder import error_line
 
 _GROUPS = 6  # the position of a convolution's groups among the arguments of ``aten.conv2d``
 
 
-def describe_failure(error: Exception, model: nn.Module) -> str:
-    """Return why the exporter failed, in one line: the module, where its forward is, and what ONNX cannot hold."""
+def describe_failure(error: Exception, model: nn.Module, cure: str) -> str:
+    """Return why the exporter failed, in one line: the module, where its forward is, and what ONNX cannot hold.
+
+    ``cure``: what to try, which is added if it may help.
+    """
+    undecided = next((each for each in _causes(error) if isinstance(each, GuardOnDataDependentSymNode)), None)
+    if undecided is not None:
+        return (
+            f"a size depends on the values of the inputs{error_line(undecided)}; write that part with tensor "
+            "operations that keep the sizes, such as torch.where(condition, a, b)"
+        )
+    return _reason(error, model) + cure
+
+
+def _reason(error: Exception, model: nn.Module) -> str:
     node = next((found for each in _causes(error) for found in _nodes(each)), None)
     if node is None:
         return first_line(error.__cause__ or error)

@@ -2,29 +2,58 @@
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, first_line
 from micronet.models.calling import argument_names, return_tensors, takes_names
 from micronet.models.device import Inputs
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
+from micronet.onnx.attention import UnusualAttention, attention_translation
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.failures import describe_failure
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
 IMAGE_RANK = 4
+EXPORTER = "[torch.onnx]"  # begins the lines that the exporter prints
+PHASES = {  # how such a line goes on -> the phase that begins, most of an export's time
+    "Obtain": "recording the network", "Run decompositions": "decomposing operators",
+    "Translate": "translating to ONNX", "Optimize": "optimizing the graph",
+}  # fmt: skip
 
 
-def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:
+class _Phases(io.TextIOBase):
+    """Standard output while torch exports: what the exporter says of its phases is progress, other lines pass."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._out, self._line = progress, sys.stdout, ""
+
+    def write(self, text: str) -> int:
+        """Take text, and pass on complete lines that are not the exporter's."""
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if not line.startswith(EXPORTER):
+                self._out.write(line + "\n")
+                continue
+            for number, (start, phase) in enumerate(PHASES.items()):
+                if line.startswith(f"{EXPORTER} {start}") and line.endswith("..."):
+                    self._progress.step(f"exporting: {phase}", number, len(PHASES))
+        return len(text)
+
+
+def export_graph(
+    model: nn.Module, images: Tensor | Inputs, config: ExportConfig, progress: Progress | None = None
+) -> ir.Model:
     """Export a network, which is changed in place: it returns a tuple of tensors afterwards.
 
     An input has the name of the forward's argument, an output that of the key or field that leads to it (see
@@ -38,7 +67,7 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
     _check_axes(axes, batch, config)
     try:  # the exporter's own message would hide the reason
-        with torch.no_grad():
+        with torch.no_grad(), UnusualAttention() as attention:
             returned = model(*example)
     except Exception as error:  # the user's code may raise anything
         shape = " and ".join("x".join(map(str, x.shape)) for x in example)
@@ -48,13 +77,17 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     outputs = [name or OUTPUT for name in output_names(returned)]
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
+    translations = operators.translations(config.opset) | recurrent_translations(model, config.opset)
+    if attention.found:
+        translations |= attention_translation(config.opset)
     try:
-        program = _run_exporter(model, example, axes, inputs, config.opset)
+        with redirect_stdout(_Phases(progress or Silent())):
+            program = _run_exporter(model, example, axes, inputs, config.opset, translations)
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
         raise MicronetError(
-            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model)}{cure}"
+            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model, cure)}"
         ) from error
     _name_values(program.model.graph, inputs, outputs)
     _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
@@ -77,8 +110,9 @@ def _check_axes(axes: dict[int, Any], batch: Inputs, config: ExportConfig) -> No
 
 
 def _run_exporter(
-    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int
-) -> Any:
+    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int,
+    translations: dict[Any, Any],
+) -> Any:  # fmt: skip
     """Return torch's program for a network; raises whatever the exporter raises."""
     with _silent(), shapes_alone(model), torch.no_grad():
         shapes: Any = tuple(axes for _ in example)
@@ -92,9 +126,9 @@ def _run_exporter(
             opset_version=opset,
             input_names=inputs,
             dynamic_shapes=shapes if source is model else None,
-            custom_translation_table=operators.translations(opset) | recurrent_translations(model, opset),
+            custom_translation_table=translations,
             optimize=True,
-            verbose=False,
+            verbose=True,  # see _Phases
         )
     assert program is not None  # with dynamo=True it returns a program
     return program

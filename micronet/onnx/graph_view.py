@@ -140,7 +140,7 @@ def array(node: ir.Node, index: int = 0) -> NDArray[Any] | None:
 
 def is_dequantized(value: ir.Value | None) -> bool:
     """Return True if a tensor's values come from a DequantizeLinear."""
-    origin = _origin(value)
+    origin = source_of(value)
     return origin is not None and origin.op_type == DEQUANTIZE
 
 
@@ -190,7 +190,7 @@ def layer_name(node: ir.Node) -> str:
     return re.sub(rf"\.{node.op_type}([._]\d+)?$", "", title(node))
 
 
-def _origin(value: ir.Value | None) -> ir.Node | None:
+def source_of(value: ir.Value | None) -> ir.Node | None:
     """Return the node that computed a tensor's values, looking through operators that only move them."""
     node = None if value is None else value.producer()
     while node is not None and node.op_type in MOVING_OPS:
@@ -207,7 +207,7 @@ def _qdq(node: ir.Node) -> QDQNode:
 
 def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, QDQNode | None]:
     """Return the stored tensor behind a weight, and its Q/DQ node."""
-    origin = _origin(value)
+    origin = source_of(value)
     if origin is None:
         return None if value is None else value.const_value, None
     if origin.op_type == "Cast":  # of floats in 16 bits
@@ -219,7 +219,7 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, QDQNode |
 
 
 def _input_qdq(value: ir.Value | None) -> QDQNode | None:
-    origin = _origin(value)
+    origin = source_of(value)
     if origin is None or origin.op_type != DEQUANTIZE:
         return None
     quantize = producer(origin)

@@ -15,7 +15,7 @@ from micronet.onnx.gates import restore_gates
 from micronet.onnx.growth import describe_growth, repeated_bytes
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 from micronet.onnx.sessions import one_sample
-from micronet.onnx.stored import unpack_weights
+from micronet.onnx.stored import node_lists, unpack_weights
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session, session_predictor
 
@@ -79,10 +79,10 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
     kept = []
     for node in list(graph.node):
         source = same.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type == DEQUANTIZE and all(name in stored for name in node.input):
+        if node.op_type in (DEQUANTIZE, "Reshape") and all(name in stored for name in node.input):  # a weight
             given = {name: onnx.numpy_helper.to_array(stored[name]) for name in node.input}
             computed: Any = ReferenceEvaluator(node).run(None, given)
-            graph.initializer.append(onnx.numpy_helper.from_array(computed[0], node.output[0]))
+            stored[node.output[0]] = onnx.numpy_helper.from_array(computed[0], node.output[0])
             continue
         if node.op_type == QUANTIZE or (node.op_type == DEQUANTIZE and node.input[0] in same):
             same[node.output[0]] = source
@@ -96,5 +96,9 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
             kept.append(onnx.helper.make_node("Identity", [same[entry.name]], [entry.name]))
     del graph.node[:]
     graph.node.extend(kept)
+    read = {name for part in node_lists(graph) for node in part.node for name in node.input}
+    read |= {entry.name for entry in graph.output}
+    del graph.initializer[:]
+    graph.initializer.extend(tensor for name, tensor in stored.items() if name in read)
     restore_channels(plain)
     return plain

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from micronet.onnx.graph_view import EIGHT_BITS, array, fused_consumers, producer, store
+from micronet.onnx.graph_view import EIGHT_BITS, array, fused_consumers, producer, source_of, store
 from micronet.onnx.operators import INT32_MAX
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 
@@ -83,7 +83,7 @@ def quantize_biases(graph: ir.Graph) -> None:
     float bias, ONNX Runtime computes a convolution in float, unless an optimizer that we disable stores these integers.
     """
     for node in [node for node in graph if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2]:
-        bias, read, weight = array(node, 2), producer(node, 0), producer(node, 1)
+        bias, read, weight = array(node, 2), source_of(node.inputs[0]), producer(node, 1)
         if bias is None or bias.dtype != np.float32 or bias.ndim != 1 or read is None or weight is None:
             continue
         if node.op_type == "Conv" and fused_consumers(node) != {QUANTIZE}:

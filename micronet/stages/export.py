@@ -66,6 +66,7 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.integer_words import describe
         from micronet.onnx.integers import count_integer_layers
+        from micronet.onnx.sharing import share_weights
         from micronet.onnx.speed import measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
@@ -75,27 +76,30 @@ class ExportOnnx(CheckedSettings, Stage):
         first = given[0]
         if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
             context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
-        context.progress.step("exporting", 0, 1)
+        (progress := context.progress).step("exporting", 0, 1)
         images = not isinstance(first, Inputs)
         classes = images and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
 
         def compare(proto: Any) -> Any:
+            progress.step("comparing the file with torch", 0, 1)
             found = compare_outputs(artifact.model, proto, given, classes=classes)
             require_agreement(artifact.model, proto, first, found)
             return found
 
         with explaining_noise(artifact.model, first):
             proto, agreement = agreeing(
-                lambda gates: exported(artifact, first, self.export, gates=gates), compare, context.progress
+                lambda gates: exported(artifact, first, progress, self.export, gates=gates), compare, progress
             )
         warning = drift(agreement, artifact.history)
         if warning:
-            context.progress.line(f"warning: {warning}")
+            progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
         if self.export.low_bit_storage:
-            about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": unpack_weights(proto).ByteSize()}
+            int8 = share_weights(unpack_weights(proto))
+            about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": int8.ByteSize()}
         if (integers := count_integer_layers(proto)) is not None:
             if not (self.timing.skip_timing or context.temporary):
+                progress.step("timing the file", 0, 1)
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
         about["left_float"] = artifact.left_float if integers is None else integers["float"]
@@ -135,7 +139,7 @@ class Pack(CheckedSettings, Stage):
         require_image(self, context.artifact)
         artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         first = next(batches())
-        proto = exported(artifact, first, pairs=False)
+        proto = exported(artifact, first, context.progress, pairs=False)
         program = pack_model(proto)
         classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
         found = compare_network(
@@ -227,18 +231,15 @@ def explaining_noise(model: "nn.Module", batch: Any) -> Iterator[None]:
 
 
 def exported(
-    artifact: "Artifact", inputs: Any, config: ExportConfig | None = None, *, pairs: bool = True, gates: bool = True
+    artifact: "Artifact", inputs: Any, progress: Progress, config: ExportConfig | None = None, **parts: bool
 ) -> Any:
-    """Return an artifact as an ONNX model; an error names the line that decides by the values of the inputs, if any.
-
-    ``pairs`` and ``gates``: see ``to_onnx``.
-    """
+    """Return ``to_onnx(...)``; an error names the line that decides by the values of the inputs, if any."""
     from micronet.graph.record import record
     from micronet.models.device import as_inputs
     from micronet.onnx.export import to_onnx
 
     try:
-        return to_onnx(artifact, inputs, config, pairs=pairs, gates=gates)
+        return to_onnx(artifact, inputs, config, progress=progress, **parts)
     except MicronetError as error:
         try:
             reads = record(artifact.model, as_inputs(artifact.model, inputs), into_leaves=True).reads

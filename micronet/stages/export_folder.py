@@ -58,7 +58,7 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     if not target.PAIRS:  # it runs what ``pack`` makes
         require_image(config, context.artifact, f"--target {config.target}")
     artifact, given = checked_inputs(config, context)
-    context.progress.step("exporting", 0, 1)
+    (progress := context.progress).step("exporting", 0, 1)
     classes = not isinstance(given[0], Inputs) and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
     rounds, fp16 = "quantize" in [each.stage for each in artifact.history], config.precision == "fp16"
     name = f"the network in {config.target}"
@@ -71,7 +71,7 @@ def export_folder(config: "Export", context: Context) -> Outcome:
 
     with temporary_folder() as place, explaining_noise(artifact.model, given[0]):
         proto, ((folder, network, note), agreement) = agreeing(
-            lambda gates: exported(artifact, given[0], pairs=target.PAIRS, gates=gates), compare, context.progress
+            lambda gates: exported(artifact, given[0], progress, pairs=target.PAIRS, gates=gates), compare, progress
         )
         about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
         if "sizes" in note:

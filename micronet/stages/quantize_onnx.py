@@ -27,6 +27,7 @@ from micronet.onnx.insertion import ValueRange
 from micronet.onnx.integer_words import describe
 from micronet.onnx.integers import count_computed
 from micronet.onnx.reader import read_onnx
+from micronet.onnx.sharing import share_weights
 from micronet.onnx.speed import compare_sizes, measure_files
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import (
@@ -123,7 +124,7 @@ def _quantized(
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     if not signed:
-        int8 = with_padded_channels(int8)
+        int8 = share_weights(with_padded_channels(int8))
     if stores_halves(model.proto):
         store_halves(int8)
     note(int8, left_float=floats)

@@ -45,3 +45,17 @@ def test_a_weight_for_each_sample_is_named_and_exported_for_one(loops, message):
 def test_a_users_module_is_named_with_its_file_and_line():
     with pytest.raises(micronet.MicronetError, match=r"in 0 \(Dynamic\.forward at .*test_failures\.py:\d+\)"):
         export_graph(nn.Sequential(Dynamic(False)).eval(), IMAGES, ExportConfig())
+
+
+class Selecting(nn.Module):
+    def forward(self, x):
+        rows = (x > 0.5).nonzero()
+        return x if rows.numel() == 0 else x.relu()
+
+
+def test_a_size_that_depends_on_values_is_named_with_its_line_and_a_way_on():
+    with pytest.raises(
+        micronet.MicronetError, match=r"test_failures\.py:\d+ \(return x if .*\); .*torch\.where"
+    ) as found:
+        export_graph(Selecting(), IMAGES, ExportConfig())
+    assert "--dynamic" not in str(found.value)  # it would not help

@@ -1,5 +1,6 @@
 """Networks that call a layer several times, read its weight elsewhere, or do more in training mode."""
 
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
-from micronet.errors import FailedError
+from micronet.errors import FailedError, MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.export import to_onnx
@@ -20,24 +21,26 @@ from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model, restore
 from micronet.quantization.quantize import quantize_model
+from micronet.runtimes.onnxruntime import EXACT_INT8
 
 IMAGES = torch.randn(8, 3, 8, 8)
 
 
 class Twins(nn.Module):
-    """A layer and its norm that are called twice, and a decoder with the encoder's weight and bias."""
+    """Layers and a norm that are called twice, and a decoder with the encoder's weight and bias."""
 
     def __init__(self):
         super().__init__()
         self.first, self.shared, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
-        self.own = nn.BatchNorm2d(8)
+        self.own, self.last = nn.BatchNorm2d(8), nn.Linear(32, 16)
 
     def forward(self, x):
-        code = self.own(self.first(x)).relu()
+        code, seen = self.own(self.first(x)).relu(), 0
         for _ in range(2):
             code = self.norm(self.shared(code)).relu()
+            seen = seen + self.last(F.max_pool2d(code, 2).flatten(1))
         decoded = F.conv_transpose2d(code, self.first.weight, None, 2, 1, 1)
-        return decoded + self.first.bias.mean(), self.first.weight.norm()
+        return decoded + self.first.bias.mean(), self.first.weight.norm(), seen
 
 
 class Helped(nn.Module):
@@ -81,11 +84,15 @@ def outputs_of(model):
 def test_files_compute_what_torch_computes_all_in_integers(kind):
     artifact = quantized(kind())
     proto = to_onnx(artifact, IMAGES)
-    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(EXACT_INT8, "1")  # it replaces each stored weight, and none twice
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), settings)
     for have, want in zip(session.run(None, {"images": IMAGES.numpy()}), outputs_of(artifact.model), strict=True):
         assert (torch.from_numpy(have) - want).norm() <= 0.05 * want.norm()
-    counts = count_integer_layers(proto)["convolutions"]
-    assert counts["integer"] == counts["all"] - (kind is Twins), counts  # its decoder is a transposed convolution
+    counts = count_integer_layers(proto)
+    assert len(counts["float"]) == (kind is Twins), counts  # its decoder is a transposed convolution
+    integers = [tuple(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
+    assert [integers.count(shape) for shape in ((8, 8, 3, 3), (16, 32))] == [kind is Twins] * 2  # once, for two calls
     makers = {output: node for node in proto.graph.node for output in node.output}
     biases = [node.input[2] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers]
     repeated = repeated_bytes(without_quantizers(proto))
@@ -126,3 +133,8 @@ def test_norms_fold_wherever_every_call_allows_it(kind, pairs):
     again = restore(kind(), record).eval()
     again.load_state_dict(folded.state_dict())
     torch.testing.assert_close(outputs_of(again), outputs_of(folded.eval()))
+
+
+def test_a_layer_that_is_called_twice_is_listed_once():
+    with pytest.raises(MicronetError, match=r"unknown layer 'sared'; allowed: shared, last, first$"):
+        quantize_model(Twins(), QuantConfig(exclude="sared"), IMAGES)

@@ -37,8 +37,8 @@ def int32_bias(file: LintedFile) -> Matches:
 
 
 @rule(
-    "micronet evaluate --arithmetic fast, or micronet export-onnx, which stores one weight per node",
-    f"micronet evaluate --arithmetic fast, or {PTQ}, which stores one weight per node",
+    "micronet evaluate --arithmetic fast, or micronet export-onnx, whose weights have one reader each",
+    f"micronet evaluate --arithmetic fast, or {PTQ}, whose weights have one reader each",
     ort="error",
 )
 def shared_integers(file: LintedFile) -> Matches:
