@@ -35,7 +35,7 @@ def computed_from(call: fx.Node) -> list[str]:
 def store_weight(
     call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], values: Values, taken: dict[str, str]
 ) -> None:
-    """Let a layer's function read a weight and a bias that are computed from stored tensors as stored ones; others stay.
+    """Let a layer's function read a weight or bias that is computed from stored tensors as a stored one; others stay.
 
     Args:
         call: The call of one of the functions in ``CALLS``.

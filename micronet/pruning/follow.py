@@ -53,6 +53,7 @@ class Follower:
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
         attributes: Integers of the user's modules, for the widths at hand.
+        functions: Layers with weights that the forward computes, and why they are not cut.
         unsupported: Module -> what is wrong with it, as a verb phrase.
     """
 
@@ -64,6 +65,7 @@ class Follower:
         self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
         self.attributes = Attributes()
         self.unsupported: dict[str, str] = {}
+        self.functions: dict[str, str] = {}
         self.table, self._network, self._own, self._called = table, network, own, called
         self._values: dict[fx.Node, Any] = {}  # of the graph at hand
         self._modules: dict[str, Any] = dict(network.model.named_modules())
@@ -142,6 +144,8 @@ class Follower:
         """Follow an operation that turns out to compute each channel from itself alone; give up any other."""
         ids = channelwise_ids(call, self._network, self.table)
         if ids is None:
+            if ops.WEIGHTED_FUNCTIONS.matches(call.node):
+                self.functions[call.node.name] = "forward() computes its weight; only layers that store theirs are cut"
             return self._give_up(call, why)
         self.scalars[call.key] = (call.ids, call.numbers)
         return ids
@@ -178,10 +182,8 @@ class Follower:
 
     def _attend(self, call: NodeCall) -> Any:
         ids = (einsum_ids if ops.EINSUM.matches(call.node) else attend_ids)(call, self.table)
-        if ids is None:
-            why = "it is not attention in which queries, keys and values have equally many heads"
-            return self._probe(call, f"{call.node.name} combines its channels, and {why}")
-        return ids
+        why = f"{call.node.name} combines its channels, and it is not attention whose heads can be told apart"
+        return self._probe(call, why) if ids is None else ids
 
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
         if layer.inputs is None:

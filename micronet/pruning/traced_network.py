@@ -193,7 +193,7 @@ class NodeCall:
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
-            return f"{subject} has a computed weight, such as a standardized one, which may depend on all channels"
+            return f"{subject} has a weight that forward() computes"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
             return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"
