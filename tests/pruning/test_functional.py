@@ -515,11 +515,11 @@ class Routed(nn.Module):
 
     def __init__(self, alone):
         super().__init__()
-        self.first, self.kernel, self.last = nn.Conv2d(3, 8, 1), nn.Linear(3, 9), nn.Conv2d(8, 5, 1)
+        self.first, self.kernel, self.last = nn.Conv2d(3, 8, 1), nn.Linear(3, 27), nn.Conv2d(8, 5, 1)
         self.alone = alone
 
     def forward(self, x):
-        y = F.conv2d(x, self.kernel(x.mean((0, 2, 3))).view(3, 3, 1, 1))
+        y = F.conv2d(x, self.kernel(x.mean((0, 2, 3))).view(3, 1, 3, 3), groups=3)
         return y if self.alone else self.last(self.first(y))
 
 
