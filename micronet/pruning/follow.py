@@ -255,7 +255,7 @@ class Follower:
     def _along(self, x: Tensor, axis: int) -> Ids | None:
         """Return the ids along an axis; those that differ along others too, as in a pixel shuffle, are cut as one."""
         ids = ids_along(x, axis)
-        narrowed = x.size(axis) == 1 and self.table.has_chosen  # to one block
+        narrowed = x.size(axis) == 1 and self.table.is_narrowed(distinct(x))  # to one block
         if ids is not None or not (varies(x, axis) or narrowed):
             return ids
         first = x

@@ -56,19 +56,19 @@ class GroupTable:
         self.pinned: dict[int, str] = dict(pinned)
         self._numbers = numbers
         self._chosen = chosen
+        self._own: dict[int, int] = {}  # the layers' own widths
         self._parent: dict[int, int] = {}
         self._shares: dict[int, tuple[int, int, int]] = {}  # a group's equal parts, its heads and how many share each
         self._blocks: list[tuple[int, int, int]] = []
 
-    @property
-    def has_chosen(self) -> bool:
-        """Whether groups have other widths than in the network itself."""
-        return bool(self._chosen)
+    def is_narrowed(self, ids: Ids) -> bool:
+        """Return True if there are fewer of these channels than in the network itself."""
+        return any(self.widths[group] < self._own[group] for group in groups_of(ids))
 
     def assign(self, name: str, width: int) -> Ids:
         """Return ids for a layer's outputs. A layer gets the same ids every time."""
         group = self._numbers[name]
-        self.widths[group] = self._chosen.get(group, width)
+        self.widths[group], self._own[group] = self._chosen.get(group, width), width
         return group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
 
     def merge(self, left: Ids, right: Ids) -> None:
@@ -121,10 +121,6 @@ class GroupTable:
         """Never cut these channels. The first reason is kept."""
         for group in groups_of(ids):
             self.pinned.setdefault(group, why)
-
-    def is_pinned(self, ids: Ids) -> bool:
-        """Return True if some of these channels are never cut."""
-        return any(group in self.pinned for group in groups_of(self.canonical(ids)))
 
     def add_block(self, ids: Ids, size: int) -> None:
         """Keep or cut every ``size`` neighboring channels of the group of these channels as one."""
@@ -194,7 +190,7 @@ class GroupTable:
         sizes = [size for size in range(int(np.abs(left - right).max()) + 1, width // 2 + 1) if width % size == 0]
         if block := next((size for size in sizes if (left // size == right // size).all()), 0):
             self._blocks.append((group, block, 1))
-        elif apart == 1 and self._chosen:
+        elif apart == 1 and self.is_narrowed(pairs):
             self._blocks.append((group, width, 1))  # only one block is left
         elif apart == 1:
             self.pin(pairs.ravel(), "it is combined with a tensor whose channels are in a different order")

@@ -117,7 +117,7 @@ def _tie(heads: list[Ids | None], table: GroupTable) -> list[Ids] | None:
         few = ids[:: len(ids) // number]
         if not _is_regular(few) or (few.repeat(len(ids) // number, 0) != ids).any():
             return None
-        if number == 1 and (not table.has_chosen or table.is_pinned(few)):  # not the last of several
+        if number == 1 and not table.is_narrowed(few):  # not the last of several
             table.pin(few, "all heads of the queries share it")
         elif not table.merge_heads(own[0], few):
             return None
