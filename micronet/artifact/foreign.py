@@ -1,12 +1,11 @@
 """Importing networks: weights from a file, including checkpoints of the original micronet.
 
-Only tensors are read (``weights_only``); a pickle that would run code is refused, and other objects are ignored.
+Only tensors are read, by torch's own restricted reader or as ``artifact.pickles`` says; no code of a file runs.
 """
 
 import mmap
 import warnings
 import zipfile
-from collections import OrderedDict
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from micronet.artifact.artifact import Artifact, load_state
 from micronet.artifact.header import StageRecord
+from micronet.artifact.pickles import Unread, read_checkpoint
 from micronet.core.machine import available_memory
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError, count
@@ -89,6 +89,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
+    held = [loaded, *loaded.values()] if isinstance(loaded, dict) else []
+    for unread in (each for each in held if isinstance(each, Unread) and not _is_state(each)):
+        raise MicronetError(
+            f"--weights {path} holds an object of the class {unread.name} in the place of weights; {SAVE_AGAIN}"
+        )
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise MicronetError(
             f"--weights {path} is not a state dict; create one with torch.save(model.state_dict(), path)"
@@ -101,6 +106,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # of torch.compile and DataParallel, in either order
         loaded = {str(name).removeprefix(prefix): tensor for name, tensor in loaded.items()}
     return loaded
+
+
+def _is_state(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(each, Tensor) for each in value.values())
 
 
 def _load_pickle(path: Path) -> Any:
@@ -132,44 +141,10 @@ def _load_pickle(path: Path) -> Any:
         )
     try:
         return torch.load(path, "cpu", weights_only=True)
-    except UnpicklingError:
-        loaded = _load_beside_objects(path)
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict) or not loaded["state_dict"]:
+    except UnpicklingError:  # other objects, or a protocol that torch's reader of tensors does not know
+        if not zipfile.is_zipfile(path):
             raise
-        return loaded
-
-
-class _Ignored:
-    """A stand-in for every class or function that torch does not read: it makes a dict, which does nothing."""
-
-    def __new__(cls, *args: Any) -> Any:  # torch's reader calls it, and fills the dict
-        return OrderedDict()
-
-
-class _IgnoredPartial:
-    """A stand-in for functools.partial, which Hydra's hyperparameters may hold: its state is not a dict."""
-
-    def __new__(cls, *args: Any) -> Any:  # torch's reader calls it with what is called
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        """Leave the state out."""
-
-
-def _load_beside_objects(path: Path) -> Any:
-    """Load a checkpoint that holds other objects beside its tensors, such as Lightning's hyperparameters.
-
-    Nothing of the file is looked up, imported or called except torch's own fixed list: torch's restricted reader gets
-    ``_Ignored`` or ``_IgnoredPartial`` for every other name, which pickletools finds in the file without running it.
-    Raises UnpicklingError if that is not enough.
-    """
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # a format of torch before 1.6, or a damaged file
-        raise UnpicklingError(str(error)) from error
-    ignored: list[Any] = [(_IgnoredPartial if name == "functools.partial" else _Ignored, name) for name in names]
-    with torch.serialization.safe_globals(ignored):
-        return torch.load(path, "cpu", weights_only=True)
+        return read_checkpoint(path)
 
 
 def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 In eval mode they are constants, so a network can store their values as plain weights instead.
 """
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Set
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ def computed_from(call: fx.Node) -> list[str]:
 
 
 @torch.no_grad()
-def store_weight(call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], values: Values) -> None:
-    """Let a layer's function read a weight that is computed from stored tensors as a stored one; others stay.
+def store_weight(
+    call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], values: Values, taken: dict[str, str]
+) -> None:
+    """Let a layer's function read a weight or bias that is computed from stored tensors as a stored one; others stay.
 
     Args:
         call: The call of one of the functions in ``CALLS``.
@@ -40,23 +43,47 @@ def store_weight(call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], 
         stored: Its tensors by name.
         values: The weights by name. A weight that is not among them yet is added: it takes the name of a tensor of its
             shape that it is computed from.
+        taken: The names that this graph's calls have got, and how each weight is computed. A weight that is computed in
+            another way gets a name of its own.
     """
-    weight = arguments_of(call)["weight"]
-    nodes = _computation(weight)
-    if not nodes or _computation(call) or any(map(writes_in_place, nodes)):
+    if _computation(call):
         return  # a call without an input is a step towards a weight
-    with eval_mode(model):
-        value = _evaluate(nodes, model)
-    sources = _read(nodes)
+    for tensor in ("weight", "bias"):
+        source = arguments_of(call)[tensor]
+        nodes = _computation(source)
+        if not nodes or any(map(writes_in_place, nodes)):
+            continue
+        with eval_mode(model):
+            value = _evaluate(nodes, model)
+        name = _name(nodes, value, stored, stored.keys() - values.keys(), taken)
+        values.setdefault(name, nn.Parameter(value))
+        with call.graph.inserting_before(call):
+            read = call.graph.create_node("get_attr", name)
+        call.replace_input_with(source, read)
+        for node in reversed(nodes):
+            if not node.users:
+                call.graph.erase_node(node)
+
+
+def _name(
+    nodes: list[fx.Node], value: Tensor, stored: Mapping[str, Tensor], own: Set[str], taken: dict[str, str]
+) -> str:
+    """Return the name of a computed weight, which no tensor of the network's ``own`` has that it is not computed from.
+
+    It is another one than that of a weight that is computed otherwise.
+    """
+    sources, way = _read(nodes), _way(nodes)
     same = (name for name in sources if name in stored and stored[name].shape == value.shape)
-    name = next(same, f"{sources[0]}_computed")
-    values.setdefault(name, nn.Parameter(value))
-    with call.graph.inserting_before(call):
-        read = call.graph.create_node("get_attr", name)
-    call.replace_input_with(weight, read)
-    for node in reversed(nodes):
-        if not node.users:
-            call.graph.erase_node(node)
+    first = next(same, f"{sources[0]}_computed")
+    others = (f"{first}_{number}" for number in count(2) if f"{first}_{number}" not in own)
+    return next(name for name in chain([first], others) if taken.setdefault(name, way) == way)
+
+
+def _way(nodes: list[fx.Node]) -> str:
+    """Return a description of a computation that is the same wherever a forward computes it again."""
+    number = {node: f"%{index}" for index, node in enumerate(nodes)}
+    steps = [(node.op, str(node.target), fx.node.map_arg((node.args, node.kwargs), number.get)) for node in nodes]
+    return repr(steps)
 
 
 def _read(nodes: list[fx.Node]) -> list[str]:

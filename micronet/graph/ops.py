@@ -53,6 +53,7 @@ WEIGHTED_FUNCTIONS = _family(functions=(
     F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
 ))  # fmt: skip
 MATMUL = _family(functions=(torch.matmul, torch.bmm, operator.matmul), methods="matmul bmm")
+EINSUM = _family(functions=(torch.einsum,))
 ATTENTION = _family(functions=(F.scaled_dot_product_attention, attend, weigh))
 
 # Activations.
@@ -91,11 +92,15 @@ RESHAPE = _family(
 )  # fmt: skip
 IDENTITY = _family((nn.Identity, Tap))
 SHUFFLES = ChannelShuffle, nn.ChannelShuffle
+CHANNEL_SHUFFLES = torch.channel_shuffle, F.channel_shuffle
 REARRANGE = _family(
     (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle),
     (torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
-     F.pixel_shuffle, F.pixel_unshuffle),
-    "unbind roll flip narrow select swapaxes movedim expand expand_as reshape_as view_as repeat unflatten t",
+     torch.tile, torch.ravel, torch.hstack, torch.vstack, torch.dstack, torch.tensor_split, torch.broadcast_to,
+     torch.repeat_interleave,
+     F.pixel_shuffle, F.pixel_unshuffle, *CHANNEL_SHUFFLES),
+    "unbind roll flip narrow select swapaxes movedim expand expand_as reshape_as view_as repeat unflatten t tile ravel "
+    "tensor_split broadcast_to repeat_interleave",
 )  # fmt: skip
 DROPOUT = _family((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (F.dropout,))
 
@@ -108,6 +113,8 @@ IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 # Facts about a tensor other than its values.
 METADATA = _family(methods="size dim ndimension numel element_size is_floating_point")
+TUPLE_ATTRIBUTES = {"values", "indices", "min", "max"}  # of the named tuples that torch's functions return
+COMPLEX_ATTRIBUTES = {"real", "imag"}
 METADATA_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
 TRANSPOSING_ATTRIBUTES = {"T", "mT"}
 
@@ -139,8 +146,10 @@ WEIGHTED = WEIGHTED_FUNCTIONS | MATMUL | ATTENTION
 MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator.getitem,))
 ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
     (nn.Identity, nn.AlphaDropout, Tap),
-    (F.dropout2d, "torchvision.ops.stochastic_depth.stochastic_depth", torch.abs, torch.neg, torch.exp, torch.sqrt,
-     torch.rand_like, torch.randn_like, torch.zeros_like, torch.ones_like, torch.empty_like, torch.bernoulli,
+    (F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+     "torchvision.ops.stochastic_depth.stochastic_depth", torch.abs, torch.neg, torch.exp, torch.sqrt,
+     torch.rand_like, torch.randn_like, torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like,
+     torch.bernoulli, torch.isnan, torch.isinf, torch.isfinite,
      torch.round, torch.floor, torch.ceil, torch.sign, torch.rsqrt, torch.reciprocal, torch.log, torch.erf,
      torch.pow, torch.square, operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le),
     "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill "
@@ -149,16 +158,19 @@ ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
 BROADCASTS = ADD | _family(
     functions=(
         operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, torch.sub, torch.mul,
-        torch.multiply, torch.div, torch.maximum, torch.minimum, torch.where,
+        torch.multiply, torch.div, torch.maximum, torch.minimum, torch.where, torch.eq, torch.ne, torch.lt,
+        torch.le, torch.gt, torch.ge, operator.eq, operator.ne,
     ),
-    methods="sub sub_ mul mul_ div div_",
+    methods="sub sub_ mul mul_ div div_ eq ne lt le gt ge",
 )  # fmt: skip
 MATCHES_CHANNELS = ELEMENTWISE | BROADCASTS
 CREATES = _family(methods="new_empty new_zeros new_ones new_full")
 GATES = _family((nn.GLU,), (F.glu,))  # one half of the channels times the sigmoid of the other
-REDUCES = SOFTMAX | MEAN | _family(functions=(torch.sum, torch.amax, torch.amin), methods="sum amax amin")
+REDUCES = SOFTMAX | MEAN | _family(functions=(
+    torch.sum, torch.amax, torch.amin, torch.any, torch.all, torch.count_nonzero,
+), methods="sum amax amin any all count_nonzero")  # fmt: skip
 POOLS_CHANNELS = MAX_POOL | AVERAGE_POOL | RESAMPLE
-MIXES_HEADS = ATTENTION | MATMUL
+MIXES_HEADS = ATTENTION | MATMUL | EINSUM
 NORMALIZES_CHANNELS = _family(
     (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
     (F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm, F.normalize),

@@ -65,11 +65,12 @@ def find_plain(
     layers = {name: other for name, other in replaced.items() if other is not None}
     calls: dict[fx.Node, str] = {}
     made_from: dict[str, Any] = {}
+    taken: dict[str, str] = {}
     for node in graph.nodes:
         if node.op != "call_function" or node.target not in CALLS:
             continue
         if weights is not None:
-            store_weight(node, model, stored, weights)
+            store_weight(node, model, stored, weights, taken)
             stored |= weights
         found = _layer(node, stored, modules, training)
         if found is None:

@@ -21,6 +21,7 @@ class ChannelMap:
         layers: Convolutions and linear layers by name.
         norms: Modules with one value per channel by name.
         attributes: Integers of the user's modules that these widths need to be others.
+        functions: Layers with weights that the forward computes, and why they stay whole.
         tensors: Parameters and buffers that the forward reads, with one value per channel, by name.
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
@@ -44,7 +45,7 @@ class ChannelMap:
         own = OwnTensors(network.model, self.table, sizes or {})
         found = Follower(network, self.table, own, numbers.keys())
         self.layers, self.norms, self.reshapes = found.layers, found.norms, found.reshapes
-        self.attributes, self.scalars = found.attributes, found.scalars
+        self.attributes, self.scalars, self.functions = found.attributes, found.scalars, found.functions
         self.tensors: dict[str, TensorChannels] = own.settle()
         self._settle(found.unsupported)
         self.groups: dict[int, ChannelGroup] = self.table.groups()

@@ -20,6 +20,8 @@ from micronet.graph import ops
 from micronet.graph.trace import weight_owners
 from micronet.models.layers import FrozenBatchNorm
 from micronet.pruning.attributes import Attributes
+from micronet.pruning.channelwise import channelwise_ids
+from micronet.pruning.einsum import einsum_ids
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.heads import attend_ids
 from micronet.pruning.ids import (
@@ -51,6 +53,7 @@ class Follower:
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
         attributes: Integers of the user's modules, for the widths at hand.
+        functions: Layers with weights that the forward computes, and why they are not cut.
         unsupported: Module -> what is wrong with it, as a verb phrase.
     """
 
@@ -62,6 +65,7 @@ class Follower:
         self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
         self.attributes = Attributes()
         self.unsupported: dict[str, str] = {}
+        self.functions: dict[str, str] = {}
         self.table, self._network, self._own, self._called = table, network, own, called
         self._values: dict[fx.Node, Any] = {}  # of the graph at hand
         self._modules: dict[str, Any] = dict(network.model.named_modules())
@@ -123,7 +127,7 @@ class Follower:
         if kind == "creating":
             return tree_map(without_ids, call.run())
         if target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1])):
-            return self._give_up(call, "forward() indexes it with a tensor")
+            return self._probe(call, "forward() indexes it with a tensor")
         if kind == "moving":
             return self._move(call)
         if call.writes_part:
@@ -134,12 +138,22 @@ class Follower:
             "combining": self._combine, "gating": self._gate, "attending": self._attend, "reducing": self._reduce,
             "pooling": self._pool,
         }.get(kind)  # fmt: skip
-        return visit(call) if visit else self._give_up(call, call.why_pinned)
+        return visit(call) if visit else self._probe(call, call.why_pinned)
+
+    def _probe(self, call: NodeCall, why: str) -> Any:
+        """Follow an operation that turns out to compute each channel from itself alone; give up any other."""
+        ids = channelwise_ids(call, self._network, self.table)
+        if ids is None:
+            if ops.WEIGHTED_FUNCTIONS.matches(call.node):
+                self.functions[call.node.name] = "forward() computes its weight; only layers that store theirs are cut"
+            return self._give_up(call, why)
+        self.scalars[call.key] = (call.ids, call.numbers)
+        return ids
 
     def _convolve(self, call: NodeCall, name: str, conv: Any) -> Tensor:
         x, parts = call.tensors[0], conv.groups
         batched = x.dim() == len(conv.kernel_size) + 2
-        read = ids_along(x, 1) if batched else None
+        read = self._along(x, 1) if batched else None
         if not batched:
             self.unsupported[name] = "takes an input without a batch axis"
         depthwise = conv.groups == conv.in_channels > 1
@@ -163,15 +177,13 @@ class Follower:
     def _multiply(self, call: NodeCall, name: str, linear: nn.Linear) -> Tensor:
         x = call.tensors[0]
         out = self.table.assign(name, linear.out_features)
-        self._record(call, name, LayerChannels(ids_along(x, -1), out))
+        self._record(call, name, LayerChannels(self._along(x, -1), out))
         return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
 
     def _attend(self, call: NodeCall) -> Any:
-        ids = attend_ids(call, self.table)
-        if ids is None:
-            why = "it is not attention in which queries, keys and values have equally many heads"
-            return self._give_up(call, f"{call.node.name} combines its channels, and {why}")
-        return ids
+        ids = (einsum_ids if ops.EINSUM.matches(call.node) else attend_ids)(call, self.table)
+        why = f"{call.node.name} combines its channels, and it is not attention whose heads can be told apart"
+        return self._probe(call, why) if ids is None else ids
 
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
         if layer.inputs is None:
@@ -195,7 +207,7 @@ class Follower:
             if isinstance(call.module, ops.INSTANCE_NORMS) and (own := ids_along(x, 1)) is not None:
                 self.norms.setdefault(name, own)  # it warns if it does not know the number of channels
             return x
-        ids = ids_along(x, 1) if fits and x.dim() > 1 else None
+        ids = self._along(x, 1) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:
             self.unsupported[name] = "takes an input that cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
@@ -216,7 +228,7 @@ class Follower:
         return moved
 
     def _pool(self, call: NodeCall) -> Any:
-        x, ids = call.tensors[0], ids_along(call.tensors[0], 1)
+        x, ids = call.tensors[0], self._along(call.tensors[0], 1)
         results = [leaf for leaf in tree_leaves(call.fixed) if isinstance(leaf, Tensor)]
         fits = call.batched_rank in (None, x.dim()) and [y.dim() for y in results] == [x.dim()]
         if ids is None or not fits:
@@ -240,13 +252,24 @@ class Follower:
             self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
         return others
 
+    def _along(self, x: Tensor, axis: int) -> Ids | None:
+        """Return the ids along an axis; those that differ along others too, as in a pixel shuffle, are cut as one."""
+        ids = ids_along(x, axis)
+        narrowed = x.size(axis) == 1 and self.table.is_narrowed(distinct(x))  # to one block
+        if ids is not None or not (varies(x, axis) or narrowed):
+            return ids
+        first = x
+        for other in set(range(x.dim())) - {axis % x.dim()}:
+            first = first.narrow(other, 0, 1)
+        self.table.merge(*(each.numpy().ravel() for each in dense(first.expand_as(x), x)))
+        return first.flatten().numpy().copy()
+
     def _combine(self, call: NodeCall) -> Any:
         own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))
         if own and not channels:
             return own[0] if len(own) == 1 else call.fixed
         out, *others = channels
-        plain = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, (int, float))]
-        self.scalars[call.key] = (call.ids, plain)
+        self.scalars[call.key] = (call.ids, call.numbers)
         try:
             torch.broadcast_shapes(*(x.shape for x in call.tensors))  # type: ignore[no-untyped-call]
         except RuntimeError:  # fixed sizes that do not fit these widths

@@ -56,13 +56,19 @@ class GroupTable:
         self.pinned: dict[int, str] = dict(pinned)
         self._numbers = numbers
         self._chosen = chosen
+        self._own: dict[int, int] = {}  # the layers' own widths
         self._parent: dict[int, int] = {}
+        self._shares: dict[int, tuple[int, int, int]] = {}  # a group's equal parts, its heads and how many share each
         self._blocks: list[tuple[int, int, int]] = []
+
+    def is_narrowed(self, ids: Ids) -> bool:
+        """Return True if there are fewer of these channels than in the network itself."""
+        return any(self.widths[group] < self._own[group] for group in groups_of(ids))
 
     def assign(self, name: str, width: int) -> Ids:
         """Return ids for a layer's outputs. A layer gets the same ids every time."""
         group = self._numbers[name]
-        self.widths[group] = self._chosen.get(group, width)
+        self.widths[group], self._own[group] = self._chosen.get(group, width), width
         return group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
 
     def merge(self, left: Ids, right: Ids) -> None:
@@ -88,6 +94,29 @@ class GroupTable:
             elif not self._join(first, second, of_pair % STRIDE):
                 self.pin(of_pair.ravel(), "it is combined with a tensor whose channels are in a different order")
 
+    def merge_heads(self, many: Ids, few: Ids) -> bool:
+        """Make each of a few heads (heads, d) equal to as many of many heads as share it; False if they do not match.
+
+        The many must be all channels of their group, and the few those of an equal part of theirs.
+        """
+        times, size = len(many) // len(few), few.shape[1]
+        many, few = self.canonical(many), self.canonical(few)
+        if (many[::times] == few).all():
+            return True
+        group, other = int(many[0, 0]) // STRIDE, int(few[0, 0]) // STRIDE
+        places = few.ravel() % STRIDE
+        whole = (
+            (many.ravel() == group * STRIDE + np.arange(self.widths[group])).all()
+            if many.size == self.widths[group]
+            else False
+        )
+        if group == other or not whole or places[0] % few.size or (np.diff(places) != 1).any():
+            return False
+        self._parent[other] = group
+        self._shares[other] = few.size, size, times
+        self._blocks.append((group, size * times, 1))
+        return True
+
     def pin(self, ids: Ids, why: str) -> None:
         """Never cut these channels. The first reason is kept."""
         for group in groups_of(ids):
@@ -110,9 +139,16 @@ class GroupTable:
 
     def canonical(self, ids: Ids) -> Ids:
         """Replace every id's group by its root. A group that matches parts of its root gets those of the first."""
-        groups, places = np.unique(ids // STRIDE, return_inverse=True)
-        roots = np.array([g if g == FIXED else self.root(g) for g in groups.tolist()], dtype=np.int64)
-        found: Ids = np.where(ids == FIXED, FIXED, roots[places.reshape(ids.shape)] * STRIDE + ids % STRIDE)
+        found: Ids = ids.copy()
+        for group in groups_of(ids):
+            mine = ids // STRIDE == group
+            places = ids[mine] % STRIDE
+            while group in self._parent:
+                if group in self._shares:
+                    part, size, times = self._shares[group]
+                    places = places % part // size * (size * times) + places % size
+                group = self._parent[group]
+            found[mine] = group * STRIDE + places
         return found
 
     def groups(self) -> dict[int, ChannelGroup]:
@@ -124,7 +160,7 @@ class GroupTable:
         blocks: dict[int, tuple[int, int]] = {}
         for group, size, parts in self._blocks:
             root = self.root(group)
-            parts *= self.widths[root] // self.widths[group]
+            size, parts = self._in_root(group, size, parts)
             blocks[root] = _combined((size, parts), blocks.get(root, (1, 1)), self.widths[root])
         pinned = {self.root(group): why for group, why in reversed(self.pinned.items())}
         return {
@@ -135,10 +171,28 @@ class GroupTable:
             for root, names in layers.items()
         }  # fmt: skip
 
+    def _in_root(self, group: int, size: int, parts: int) -> tuple[int, int]:
+        """Return what a block and its parts are in the group that represents theirs."""
+        while group in self._parent:
+            parent = self._parent[group]
+            if group in self._shares:
+                _, head, times = self._shares[group]
+                size, parts = math.lcm(size, head) * times, 1
+            else:
+                parts *= self.widths[parent] // self.widths[group]
+            group = parent
+        return size, parts
+
     def _tie(self, group: int, pairs: Ids) -> None:
-        """Keep or cut channels of one group alike: all whose places differ by a multiple of what these differ by."""
-        apart = math.gcd(*np.abs(pairs[0] - pairs[1]).tolist(), self.widths[group])
-        if apart == 1:
+        """Keep or cut channels of one group alike: all of a block, or those whose places differ by a multiple."""
+        width, (left, right) = self.widths[group], pairs % STRIDE
+        apart = math.gcd(*np.abs(left - right).tolist(), width)
+        sizes = [size for size in range(int(np.abs(left - right).max()) + 1, width // 2 + 1) if width % size == 0]
+        if block := next((size for size in sizes if (left // size == right // size).all()), 0):
+            self._blocks.append((group, block, 1))
+        elif apart == 1 and self.is_narrowed(pairs):
+            self._blocks.append((group, width, 1))  # only one block is left
+        elif apart == 1:
             self.pin(pairs.ravel(), "it is combined with a tensor whose channels are in a different order")
         else:
             self._blocks.append((group, 1, self.widths[group] // apart))

@@ -2,7 +2,9 @@
 
 softmax(q k^T) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1) never mixes heads, so a whole head can be cut. Part
 of a head cannot: the scale of the scores depends on its width. The scores (..., heads, L, S) of a head carry the id of
-the head's first channel. Queries, keys and values may come from one layer, one after the other or head by head.
+the head's first channel. Queries, keys and values may come from one layer, one after the other or head by head. Several
+heads of queries may share one of keys and values (Ainslie et al. 2023, arXiv:2305.13245): they are cut with it, unless
+all heads share it.
 """
 
 import numpy as np
@@ -22,7 +24,7 @@ def attend_ids(call: NodeCall, table: GroupTable) -> Tensor | None:
     Returns None if the heads cannot be identified.
     """
     if ops.MATMUL.matches(call.node):
-        return _multiply(call.tensors[0], call.tensors[1], table) if len(call.tensors) == 2 else None
+        return multiply_ids(call.tensors[0], call.tensors[1], table) if len(call.tensors) == 2 else None
     weighs = call.node.target is weigh
     inputs = [
         call.argument(i, name) for i, name in enumerate(["query", "key"] if weighs else ["query", "key", "value"])
@@ -30,39 +32,62 @@ def attend_ids(call: NodeCall, table: GroupTable) -> Tensor | None:
     masks = [x for x in call.tensors if not any(x is tensor for tensor in inputs)]
     if any((mask.dim() > 2 and mask.size(-3) > 1) or bool((mask != FIXED).any()) for mask in masks):
         return None  # one mask per head
-    heads = _tie([_head_ids(x) for x in inputs], table)
+    heads = _tie(_repeated([_head_ids(x) for x in inputs]), table)
     if heads is None:
         return None
     query, key = inputs[:2]
     return _place(heads[0][:, :1], query, key.size(-2)) if weighs else _place(heads[2], query, heads[2].shape[1])
 
 
-def _multiply(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
-    """Run the product of queries and keys (..., heads, d, S), of scores and values, or with a tensor without channels.
-
-    The latter, such as a graph's adjacency matrix times features, computes each channel from itself alone.
-    """
+def multiply_ids(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
+    """Run the product of two tensors of ids, of which at least one has heads; return None if they are not known."""
     if {left.dim(), right.dim()} <= {2, 3}:  # more axes may be heads
         shape = [*max(left.shape[:-2], right.shape[:-2]), left.size(-2), right.size(-1)]
         if bool((left == FIXED).all()) and not varies(right, right.dim() - 2):
             return right[..., :1, :].expand(shape)
         if bool((right == FIXED).all()) and not varies(left, left.dim() - 1):
             return left[..., :1].expand(shape)
-    if left.shape[:-2] != right.shape[:-2] or left.dim() < 3:
+    sizes = list(zip(left.shape[:-2], right.shape[:-2], strict=False))
+    if left.dim() != right.dim() or left.dim() < 3 or any(a != b and 1 not in (a, b) for a, b in sizes):
         return None
-    if varies(left, left.dim() - 1):
-        heads = _tie([_head_ids(left), _head_ids(right.transpose(-2, -1))], table)
-        return None if heads is None else _place(heads[0][:, :1], left, right.size(-1))
-    if varies(left, left.dim() - 2) and not varies(right, right.dim() - 1):  # values (d, S) and scores (S, L)
+    batch = [max(pair) for pair in sizes]
+    left, right = left.expand(*batch, -1, -1), right.expand(*batch, -1, -1)
+    if len(batch) < 3 or not varies(left, len(batch) - 2):
+        return _multiply(left, right, table)
+    product = _multiply(left.flatten(-4, -3), right.flatten(-4, -3), table)  # the heads lie along two axes
+    return None if product is None else product.reshape(*batch, *product.shape[-2:])
+
+
+def _multiply(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
+    """Multiply what has the same heads: queries (..., heads, L, d) and keys (..., heads, d, S), scores and values, ...
+
+    Where no channels differ within the heads, as in scores, there is the id of the head's first channel.
+    """
+    rows, inner = (varies(left, left.dim() - axis) for axis in (2, 1))
+    summed, columns = (varies(right, right.dim() - axis) for axis in (2, 1))
+    if (inner and not summed and _head_ids(right) is not None and varies(right, right.dim() - 3)) or (
+        rows and not inner and not columns
+    ):
         product = _multiply(right.transpose(-2, -1), left.transpose(-2, -1), table)
         return None if product is None else product.transpose(-2, -1)
-    scores, values = _head_ids(left), _head_ids(right)
+    if inner:
+        heads = _tie([_head_ids(left), _head_ids(right.transpose(-2, -1))], table)
+        return None if heads is None else _place(heads[0][:, :1], left, right.size(-1))
+    if rows:  # one matrix of channels and channels for each head
+        heads = _tie([_head_ids(left.transpose(-2, -1)), _head_ids(right)], table)
+        return None if heads is None else _place(heads[0][:, :1], left, right.size(-1))
+    scores, values = _head_ids(left), _head_ids(right.transpose(-2, -1) if summed else right)
     if scores is None or values is None:
         return None
     scores = scores[:, :1]
     if len(scores) == 1 or scores[1] - scores[0] == values.shape[1]:
         scores = scores + np.arange(values.shape[1], dtype=np.int64)
-    return None if _tie([scores, values], table) is None else _place(values, left, right.size(-1))
+    tied = _tie([scores, values], table)
+    if tied is None or (summed and left.size(-2) != values.shape[1]):
+        return None
+    if summed:  # its rows are the channels of what the scores come from
+        return _place(tied[0], right.transpose(-2, -1), left.size(-2)).transpose(-2, -1)
+    return _place(tied[1], left, right.size(-1))
 
 
 def _head_ids(x: Tensor) -> Ids | None:
@@ -70,8 +95,38 @@ def _head_ids(x: Tensor) -> Ids | None:
     return None if x.dim() < 3 or 0 in x.shape else ids_along(x, -3, -1)
 
 
+def _repeated(heads: list[Ids | None]) -> list[Ids | None]:
+    """Repeat keys and values with fewer heads (heads, d) than there are heads of queries."""
+    number = 0 if heads[0] is None else len(heads[0])
+    return [ids if ids is None or number % len(ids) else ids.repeat(number // len(ids), 0) for ids in heads]
+
+
 def _tie(heads: list[Ids | None], table: GroupTable) -> list[Ids] | None:
-    """Cut the channels of each head as one, in all arrays (heads, d); None if these are not in a layer's order."""
+    """Cut the channels of each head as one, in all arrays (heads, d); return them as they are cut.
+
+    Returns None if they are not in a layer's order.
+    """
+    if any(ids is None for ids in heads):
+        return None
+    shared = [ids is not None and len(ids) > 1 and bool((ids[0] == ids[1]).all()) for ids in heads]
+    own = _tie_alike([ids for ids, is_shared in zip(heads, shared, strict=True) if not is_shared], table)
+    if not own or len({ids.shape for ids in heads if ids is not None}) > 1:
+        return own if not any(shared) else None
+    for ids in (ids for ids, is_shared in zip(heads, shared, strict=True) if is_shared and ids is not None):
+        number = len(np.unique(ids[:, 0]))
+        few = ids[:: len(ids) // number]
+        if not _is_regular(few) or (few.repeat(len(ids) // number, 0) != ids).any():
+            return None
+        if number == 1 and not table.is_narrowed(few):  # not the last of several
+            table.pin(few, "all heads of the queries share it")
+        elif not table.merge_heads(own[0], few):
+            return None
+    rest = iter(own)
+    return [own[0] if is_shared else next(rest) for is_shared in shared]
+
+
+def _tie_alike(heads: list[Ids | None], table: GroupTable) -> list[Ids] | None:
+    """Cut the channels of heads that none share as one."""
     known = [ids for ids in heads if ids is not None and _is_regular(ids)]
     if len(known) < len(heads) or len({len(ids) for ids in known}) > 1:
         return None

@@ -80,6 +80,15 @@ def varies(x: Tensor, axis: int) -> bool:
     return not bool((x == x.narrow(axis, 0, 1)).all())
 
 
+def channels_along(x: Tensor, axis: int) -> int | None:
+    """Return how many channels lie along an axis, at the first place of the others; None if they do not differ."""
+    if not varies(x, axis):
+        return None
+    for other in set(range(x.dim())) - {axis}:
+        x = x.narrow(other, 0, 1)
+    return len(distinct(x))
+
+
 def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[tuple[Tensor, str]]]:
     """Combine two tensors elementwise: ids at the same position must be cut alike.
 
@@ -93,8 +102,10 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
     unmatched: list[tuple[Tensor, str]] = []
     for side, other in ((0, 1), (1, 0)):
         x, y = sides[side], sides[other]
-        if any(x.size(axis) == 1 and varies(y, axis) for axis in range(rank)):
+        if single := [axis for axis in range(rank) if _is_single(x, axis) and varies(y, axis)]:
             unmatched.append((x, "it is broadcast along the channel axis"))
+            for axis in single:
+                x = x.narrow(axis, 0, 1)
             sides[side] = without_ids(x)
     for x, y in (sides, sides[::-1]):
         matched = any(y.size(axis) > 1 and varies(x, axis) for axis in range(rank))
@@ -107,6 +118,11 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
     complete = [side for side, ids in zip((a, b), pairs, strict=True) if bool((ids != FIXED).all())]
     out = complete[0] if complete else torch.where(a == FIXED, b, a)
     return out, (first, second), unmatched
+
+
+def _is_single(x: Tensor, axis: int) -> bool:
+    """Return True if one channel is broadcast along an axis, or was expanded along it before."""
+    return x.size(axis) == 1 or (x.stride(axis) == 0 and smallest(x) == int(_unexpanded(x).max()))
 
 
 def dense(left: Tensor, right: Tensor) -> list[Tensor]:

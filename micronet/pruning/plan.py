@@ -197,7 +197,7 @@ class Planner:
         Returns the map of the pruned network, and its channels' signatures.
         """
         widths = dict(first)
-        while True:  # this ends: a group goes down, then up to its present width, and stays there
+        while widths != self._widths:  # this ends: a group goes down, then up to its present width, and stays there
             channels, new, stuck = self._try(widths)
             if not stuck:
                 return channels, new
@@ -211,6 +211,7 @@ class Planner:
                 culprit = self._culprit(widths)
                 self._notes[culprit].append("forward() uses its number of channels where another number is fixed")
                 widths[culprit] = self._widths[culprit]
+        return self._channels, self._signatures
 
     def _try(self, widths: dict[int, int]) -> tuple[ChannelMap, dict[int, list[Signature]], list[int]]:
         """Return the map of the network with other widths, its signatures, and the groups that these do not suit."""

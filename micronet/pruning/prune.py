@@ -18,6 +18,7 @@ from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.device import Example
 from micronet.models.modes import copy_model
+from micronet.models.precision import check_precision
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
@@ -68,6 +69,7 @@ def prune_model(
         pruner = Pruner(model, config, example, progress, attributes=False)
         plan, pruned, result = _pruned(pruner, config, cost)
     pruner.say_unranked(plan)
+    pruner.say_uncut()
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
@@ -112,9 +114,10 @@ class Pruner:
     ) -> None:
         """Trace the network, unless an earlier pruner has ``traced`` it, and score its channels.
 
-        Raises MicronetError if no channel of the network can be cut.
+        Raises MicronetError if no channel of the network can be cut, or its weights are in half precision.
         """
         self.model, self.example, self.progress, self.attributes = model, example, progress or Silent(), attributes
+        check_precision(model, "pruning")
         self.progress.step("tracing the network", 0, 1)
         channels = None if traced is None else group_channels(traced.with_regular(config.regular))
         if channels is None and transformer.splittable_attentions(model):
@@ -158,11 +161,17 @@ class Pruner:
                 "rank all, add --criterion l2"
             )
 
+    def say_uncut(self) -> None:
+        """Name the layers with weights that the forward computes: no group has them."""
+        for why, names in by_reason(self.channels.functions).items():
+            self.progress.line(f"{listed(names, LISTED)} {'stays' if len(names) == 1 else 'stay'} whole: {why}")
+
     def _require_free(self) -> None:
         if not self.planner.free:
             groups = list(self.planner.plan(0).groups.values())
             groups.sort(key=lambda group: group.note != self._why_unscored)  # those another criterion can score
-            reasons = by_reason({layer: group.note for group in groups for layer in group.layers})
+            notes = {layer: group.note for group in groups for layer in group.layers}
+            reasons = by_reason({**self.channels.functions, **notes})
             first = [f"{listed(layers, LISTED)}: {why}" for why, layers in list(reasons.items())[:LISTED]]
             raise MicronetError(
                 "no channels in this network can be pruned "

@@ -87,6 +87,8 @@ def _fit_reshape(call: NodeCall, attributes: Attributes) -> None:
     known = torch.Size(size for size in sizes if size != -1).numel()
     share = Fraction(call.tensors[0].numel(), known)
     if -1 in sizes:  # which would take up any change
-        share = share / call.fixed.size(sizes.index(-1)) if call.before_heads else Fraction(1)
+        place = sizes.index(-1)
+        is_heads = call.tensors[0].dim() - 1 <= place < len(sizes) - 1  # (N, L, -1, head's width)
+        share = share / call.fixed.size(place) if call.before_heads and not is_heads else Fraction(1)
     if share != 1:
         any(attributes.fit(size, share * attributes.value(size)) for size in (own if call.before_heads else own[::-1]))

@@ -1,16 +1,17 @@
 """A network as pruning sees it: its traced forwards, and their nodes, called on channel ids in place of values."""
 
 import math
+import operator
 from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
@@ -20,20 +21,9 @@ from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode, state_kept
 from micronet.pruning.attributes import marked
-from micronet.pruning.ids import Ids, distinct, varies, without_ids
-
-_KINDS = {
-    "metadata": ops.METADATA,
-    "creating": ops.CREATES,
-    "moving": ops.MOVES_CHANNELS,
-    "combining": ops.MATCHES_CHANNELS,
-    "gating": ops.GATES,
-    "attending": ops.MIXES_HEADS,
-    "reducing": ops.REDUCES,
-    "pooling": ops.POOLS_CHANNELS,
-}
-_Results = dict[tuple[int, str], Any]
-_ATTRIBUTES = dict.fromkeys(ops.METADATA_ATTRIBUTES, "metadata") | dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES, "moving")
+from micronet.pruning.ids import Ids, channels_along, distinct
+from micronet.pruning.kinds import kind_of
+from micronet.pruning.recording import Key, Recording, Run
 
 
 @dataclass(frozen=True)
@@ -46,17 +36,21 @@ class TracedNetwork:
         plain: The plain layers by name.
         graphs: Its graph in eval mode, and its graph in training mode if that differs.
         results: (graph's index, node's name) -> its result for the example, with each tensor filled with ``FIXED``.
+        arguments: Those of operations that may be run again, by the same key; see ``Recording``.
         blocks: Grouped convolutions that lose whole groups, not some channels of each group -> channels per group.
         before_heads: (graph's index, node's name) of what lies between attention and the layers before it.
+        probed: What running operations again has shown; see ``channelwise``.
     """
 
     given: nn.Module
     model: nn.Module
     plain: Mapping[str, PlainLayer]
     graphs: Sequence[fx.Graph]
-    results: Mapping[tuple[int, str], Any]
+    results: Mapping[Key, Any]
+    arguments: Mapping[Key, Any]
     blocks: Mapping[str, int]
-    before_heads: Set[tuple[int, str]]
+    before_heads: Set[Key]
+    probed: dict[Any, Any] = field(default_factory=dict)
 
     def with_regular(self, regular: int) -> "TracedNetwork":
         """Return the network as traced for widths that should be multiples of another number."""
@@ -71,14 +65,14 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     too, or the example does not fit.
     """
     given = model
-    results: _Results = {}
+    recording = Recording()
     with marked(given) if attributes else nullcontext():
-        model, plain, graphs = _traced(given, example, results)
+        model, plain, graphs = _traced(given, example, recording)
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
-                if not any(known == index for known, _ in results):
-                    _Run(model, graph, index, results)(*as_inputs(model, example))
+                if not recording.has(index):
+                    Run(model, graph, index, recording)(*as_inputs(model, example))
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -86,7 +80,8 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
             f"the network cannot run on the example input: {first_line(error)}; pass an input of the right shape"
         ) from error
     before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
-    return TracedNetwork(given, model, plain, graphs, results, _blocks(model, regular), before)
+    blocks = _blocks(model, regular)
+    return TracedNetwork(given, model, plain, graphs, recording.results, recording.arguments, blocks, before)
 
 
 def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
@@ -144,6 +139,11 @@ class NodeCall:
         """The tensors among the arguments."""
         return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
+    @property
+    def numbers(self) -> list[float]:
+        """The plain numbers among the arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, (int, float))]
+
     @cached_property
     def ids(self) -> Ids:
         """The ids that occur in the arguments."""
@@ -151,10 +151,8 @@ class NodeCall:
 
     @property
     def kind(self) -> str:
-        """What the call does to channels, one of ``_KINDS``, or "" if that is unknown."""
-        if self.node.target is getattr:
-            return _ATTRIBUTES.get(str(self.args[1]), "")
-        return next((kind for kind, family in _KINDS.items() if family.matches(self.node, self.module)), "")
+        """What the call does to channels, one of ``KINDS``, or "" if that is unknown."""
+        return kind_of(self.node, self.module)
 
     @property
     def keeps_elements(self) -> bool:
@@ -172,11 +170,17 @@ class NodeCall:
         return int(name[-2]) + 2
 
     @property
+    def writes(self) -> bool:
+        """Whether the call writes into its first tensor."""
+        target: Any = self.node.target
+        name = "" if self.module or target in (operator.and_, operator.or_) else getattr(target, "__name__", target)
+        in_place = name.endswith("_") and not name.endswith("__")
+        return in_place or target in ops.IN_PLACE or bool(self.node.kwargs.get("inplace"))
+
+    @property
     def writes_part(self) -> bool:
         """Whether the call writes into part of a tensor that others may read as a whole."""
-        method = str(self.node.target) if self.node.op == "call_method" else ""
-        in_place = method.endswith("_") and not method.endswith("__")
-        if not (in_place or self.node.target in ops.IN_PLACE or self.node.kwargs.get("inplace")):
+        if not self.writes:
             return False
         source = self.node.args[0] if self.node.args else None
         return isinstance(source, fx.Node) and ops.PART.matches(source)
@@ -189,7 +193,7 @@ class NodeCall:
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
-            return f"{subject} has a computed weight, such as a standardized one, which may depend on all channels"
+            return f"{subject} has a weight that forward() computes"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
             return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"
@@ -214,10 +218,10 @@ class NodeCall:
         """
         if isinstance(self.module, ops.SHUFFLES):
             return Reshape(self.ids, (self.module.groups,))
+        if self.node.target in ops.CHANNEL_SHUFFLES:
+            return Reshape(self.ids, (self.argument(1, "groups"),))
         if isinstance(moved, Tensor):
-            return Reshape(
-                self.ids, tuple(moved.size(axis) if varies(moved, axis) else None for axis in range(moved.dim()))
-            )
+            return Reshape(self.ids, tuple(channels_along(moved, axis) for axis in range(moved.dim())))
         if len(uneven) > 1:
             return Reshape(self.ids, (sum(uneven) // math.gcd(*uneven),))
         differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # the channel axis was split
@@ -230,36 +234,12 @@ def reads_shape(node: fx.Node) -> bool:
     return attribute or ops.METADATA.matches(node)
 
 
-class _Run(nn.Module):
-    """A traced forward that records the result of each node while it runs; ``index``: of its graph."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: _Results) -> None:
-        super().__init__()
-        self.model = model
-        self._graph, self._index, self._results = graph, index, results
-
-    def forward(self, *inputs: Any) -> Any:
-        """Return what the network returns."""
-        return _Recorder(self.model, self._graph, self._index, self._results).run(*inputs)
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: _Results) -> None:
-        super().__init__(fx.GraphModule(model, graph))
-        self._index, self._results = index, results
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self._results[self._index, n.name] = tree_map(without_ids, result)
-        return result
-
-
 def _traced(
-    model: nn.Module, example: Example, results: _Results
+    model: nn.Module, example: Example, recording: Recording
 ) -> tuple[nn.Module, dict[str, PlainLayer], list[fx.Graph]]:
     """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training.
 
-    ``results`` receives those of the graph in eval mode if the network runs to compare it.
+    ``recording`` receives the results of the graph in eval mode if the network runs to compare it.
     """
     try:
         (graph, plain), (training, more) = (traced(model, training=mode, buffers=True) for mode in (False, True))
@@ -267,8 +247,8 @@ def _traced(
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    if not computes_same(model, _Run(network, graph, 0, results), as_inputs(model, example)):
-        results.clear()
+    if not computes_same(model, Run(network, graph, 0, recording), as_inputs(model, example)):
+        recording.clear()
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))

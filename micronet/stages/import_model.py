@@ -52,6 +52,7 @@ class Import(Stage):
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data
         from micronet.models.calling import take_in_order
+        from micronet.models.precision import WAY_ON, half_precision
         from micronet.stages.inputs import with_grey
         from micronet.stages.words import describe_inputs
         from micronet.tasks.task import CLASSIFICATION
@@ -60,6 +61,8 @@ class Import(Stage):
         model, data = self.model, self.data
         arguments = model.arguments if model.width is None else {"width": model.width, **model.arguments}
         imported = import_model(model.name, arguments, self.weights, self.seed)
+        if found := half_precision(imported.model):
+            context.progress.line(f"{found}, but prune and quantize need float32; {WAY_ON}")
         spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
             dataset = load_data(

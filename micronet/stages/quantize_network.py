@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, tensor_bytes
@@ -16,6 +15,7 @@ from micronet.errors import FailedError, MicronetError, count
 from micronet.graph.trace import trace
 from micronet.models.device import as_inputs, head, to_device
 from micronet.models.modes import copy_model
+from micronet.models.precision import check_precision
 from micronet.quantization.calibrate import (
     calibrate,
     collect,
@@ -126,7 +126,7 @@ class Quantizing:
 
     def run_quantization(self) -> Artifact:
         """Place quantizers, set their ranges and, for QAT, train with them."""
-        self._check_precision()
+        check_precision(self.artifact.model, "quantizing")
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
@@ -191,15 +191,6 @@ class Quantizing:
         config = keep_sensitive(model, config, ranked, probe, (self.settings.recovery.target_drop or 0) / 100)
         self.run.progress.line(f"layers kept at 8 bits: {config.keep_8bit or 'none'}")
         return config
-
-    def _check_precision(self) -> None:
-        """Raise MicronetError if the network has weights in half precision."""
-        halves = {each.dtype for each in self.artifact.model.parameters()} & {torch.float16, torch.bfloat16}
-        if halves:
-            raise MicronetError(
-                f"the network's weights are {str(halves.pop()).removeprefix('torch.')}, but quantizing needs float32; "
-                "convert them with model.float()"
-            )
 
     def _placed(self, floating: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
         """Return a network with quantizers, calibrated if there are inputs, without heads that 8 bits would destroy."""

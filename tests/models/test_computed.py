@@ -127,6 +127,29 @@ class Centred(nn.Module):
 def centred():
     return nn.Sequential(Centred(), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
 
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.flat = nn.Parameter(torch.randn(72 + 4 + 144 + 4) * 0.2)
+
+    def forward(self, x):
+        y = F.conv2d(x, self.flat[:72].view(4, 2, 3, 3), self.flat[72:76]).relu()
+        return F.conv2d(y, self.flat[76:220].view(4, 4, 3, 3), self.flat[220:])
+
+def flat():
+    return nn.Sequential(Flat(), nn.Flatten(), nn.Linear(4, 3))
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(F.conv2d(x, self.weight / 2).relu(), self.weight.flip(0))
+
+def tied():
+    return nn.Sequential(nn.Conv2d(2, 4, 3), Tied(), nn.Flatten(), nn.Linear(36, 3))
+
 def filters():
     return nn.Sequential(Filters(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12, 3))
 """
@@ -134,10 +157,10 @@ def filters():
 exec(STANDARDIZED, SCOPE)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [("symbolic", (4, 2, 5, 5)), ("recorded", (4, 2, 5, 5)), ("filters", (4, 1, 20)), ("centred", (4, 2, 5, 5))],
-)
+@pytest.mark.parametrize(("name", "shape"), [
+    ("symbolic", (4, 2, 5, 5)), ("recorded", (4, 2, 5, 5)), ("filters", (4, 1, 20)), ("centred", (4, 2, 5, 5)),
+    ("flat", (4, 2, 5, 5)), ("tied", (4, 2, 5, 5)),
+])  # fmt: skip
 def test_weights_that_a_forward_computes_are_quantized_as_constants(name, shape, tmp_path):
     torch.manual_seed(0)
     net, x = SCOPE[name]().eval(), torch.randn(shape)

@@ -508,3 +508,29 @@ def test_a_criterion_that_ranks_few_channels_says_how_many(criterion, said):
     config, lines = PruneConfig(criterion=criterion, percent=0.5), Lines()
     prune_model(nn.Sequential(*layers), config, IMAGES.float(), progress=lines)
     assert any("only 8 of 20 channels have a batch norm" in line for line in lines.lines) == said
+
+
+class Routed(nn.Module):
+    """A layer whose weight is computed from the input, alone or beside others."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.first, self.kernel, self.last = nn.Conv2d(3, 8, 1), nn.Linear(3, 27), nn.Conv2d(8, 5, 1)
+        self.alone = alone
+
+    def forward(self, x):
+        y = F.conv2d(x, self.kernel(x.mean((0, 2, 3))).view(3, 1, 3, 3), groups=3)
+        return y if self.alone else self.last(self.first(y))
+
+
+def test_layers_that_cannot_be_pruned_are_named_beside_others_and_alone():
+    config, lines = PruneConfig(criterion="l2", percent=0.5), Lines()
+    prune_model(Routed(alone=False), config, IMAGES.float(), progress=lines)
+    assert lines.lines == ["conv2d stays whole: forward() computes its weight; only layers that store theirs are cut"]
+    why = r"\(conv2d: forward\(\) computes its weight; .* kernel: .*conv2d in forward\(\) has a weight that forward\(\)"
+    with pytest.raises(MicronetError, match=why):
+        prune_model(Routed(alone=True), config, IMAGES.float())
+    with pytest.raises(MicronetError, match=r"^last\.weight, last\.bias of the network are float16, but pruning needs"):
+        model = Routed(alone=False)
+        model.last.half()
+        prune_model(model, config, IMAGES.float())

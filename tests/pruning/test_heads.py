@@ -342,9 +342,31 @@ def with_heads_that_talk(m, x):
     return m.proj((weights @ v).transpose(1, 2).flatten(2))
 
 
-def with_heads_averaged(m, x):
+def with_einsum(m, x):
+    q, k, v = (layer(x).unflatten(-1, (-1, D)) for layer in (m.q, m.k, m.v))
+    weights = torch.einsum("b l h d, b s h d -> b h l s", q, k).softmax(-1)
+    return m.proj(torch.einsum("...hls,...shd->...lhd", weights, v).flatten(2))
+
+
+def with_similar_channels(m, x):
+    q, k, v = (y.mT for y in m.heads(x))
+    weights = (F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT).softmax(-1)
+    return m.proj((weights @ v).flatten(1, 2).transpose(1, 2))
+
+
+def with_keys_times_values(m, x):
     q, k, v = m.heads(x)
-    return m.proj(((q @ k.mT).softmax(-1).mean(1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+    return m.proj((q.softmax(-1) @ (k.softmax(-2).mT @ v)).transpose(1, 2).flatten(2))
+
+
+def rotated(x):
+    angle = torch.linspace(0, 3, x.shape[-2], dtype=x.dtype)[:, None]
+    return x * angle.cos() + torch.cat([-x[..., D // 2 :], x[..., : D // 2]], -1) * angle.sin()
+
+
+def with_places_rotated_in(m, x):
+    q, k, v = m.heads(x)
+    return m.proj(F.scaled_dot_product_attention(rotated(q), rotated(k), v).transpose(1, 2).flatten(2))
 
 
 def with_values_of_another_order(m, x):
@@ -356,9 +378,10 @@ BY_HAND = {
     with_torchs_call: True, with_two_products: True, with_scores_of_the_width: True, with_heads_written_down: False,
     with_one_layer_and_attributes: True, with_one_layer_and_any_width: True, with_one_layer_for_two: True,
     with_one_layer_head_by_head: True, with_heads_read_before: False, with_one_layer: False,
-    with_a_bias_for_each_head: False, with_heads_that_talk: False, with_heads_averaged: False,
+    with_a_bias_for_each_head: False, with_heads_that_talk: False,
     with_values_of_another_order: False, with_values_first: True, with_values_first_and_attributes: True,
-    with_values_first_and_heads_written_down: False,
+    with_values_first_and_heads_written_down: False, with_einsum: True, with_similar_channels: True,
+    with_keys_times_values: True, with_places_rotated_in: True,
 }  # fmt: skip
 
 
@@ -384,6 +407,68 @@ def test_attention_written_by_hand_loses_whole_heads_or_none(forward, is_cut):
         again = restore(copy.deepcopy(model), record)
         again.load_state_dict(pruned.state_dict())
         assert torch.equal(again(*INPUTS), pruned(*INPUTS))
+    torch.testing.assert_close(pruned(*INPUTS), whole(*INPUTS), **CLOSE)
+
+
+class Shares(nn.Module):
+    """Attention in which two heads of queries, or all, share one of keys and values."""
+
+    def __init__(self, forward, heads):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(5, E), nn.Linear(5, heads * D), nn.Linear(5, heads * D)
+        self.kv, self.proj = nn.Linear(5, 2 * heads * D), nn.Linear(E, 3)
+        self.num_heads, self.num_key_value_heads, self.head_dim, self.times = HEADS, heads, D, HEADS // heads
+        self._forward = [forward]
+
+    def forward(self, x, y):
+        return self._forward[0](self, x)
+
+
+def by_the_option(m, x):
+    q, k, v = (layer(x).unflatten(-1, (-1, D)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return m.proj(F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2))
+
+
+def repeated(x, times):
+    b, h, n, d = x.shape
+    return x[:, :, None].expand(b, h, times, n, d).reshape(b, h * times, n, d)
+
+
+def by_repeating(m, x):
+    b, n, _ = x.shape
+    q = m.q(x).view(b, n, m.num_heads, m.head_dim).transpose(1, 2)
+    k, v = (y(x).view(b, n, m.num_key_value_heads, m.head_dim).transpose(1, 2) for y in (m.k, m.v))
+    k, v = repeated(rotated(k), m.times), repeated(v, m.times)
+    weights = (rotated(q) @ k.transpose(2, 3) * D**-0.5).softmax(-1)
+    return m.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+def by_interleaving(m, x):
+    q = m.q(x).view(*x.shape[:2], -1, m.head_dim).transpose(1, 2)
+    k, v = (y.unflatten(-1, (-1, D)).transpose(1, 2).repeat_interleave(m.times, 1) for y in m.kv(x).chunk(2, -1))
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def by_broadcasting(m, x):
+    q = m.q(x).unflatten(-1, (-1, m.times, D)).permute(0, 2, 3, 1, 4)
+    k, v = (y(x).unflatten(-1, (-1, 1, D)).permute(0, 2, 3, 1, 4) for y in (m.k, m.v))
+    return m.proj(((q @ k.mT).softmax(-1) @ v).permute(0, 3, 1, 2, 4).flatten(2))
+
+
+@pytest.mark.parametrize(("forward", "few"), [
+    (by_the_option, 1), (by_the_option, 2), (by_repeating, 2), (by_interleaving, 2), (by_broadcasting, 2),
+])  # fmt: skip
+def test_heads_are_cut_with_the_keys_and_values_that_they_share(forward, few):
+    torch.manual_seed(0)
+    model = Shares(forward, few).double().eval()
+    whole = copy.deepcopy(model)
+    pruned, _, plan = prune_model(model, CONFIG, INPUTS)
+    groups = {layer: group for group in plan.groups.values() for layer in group.layers}
+    layer = "kv" if forward is by_interleaving else "v"
+    assert pruned.q.out_features == E // 2
+    assert pruned.get_submodule(layer).out_features * few == whole.get_submodule(layer).out_features
+    assert few > 1 or groups[layer].note == "all heads of the queries share it"
+    whole.proj.weight.data[:, [c for c in range(E) if c not in groups["q"].keep]] = 0
     torch.testing.assert_close(pruned(*INPUTS), whole(*INPUTS), **CLOSE)
 
 

@@ -116,7 +116,7 @@ class Misleading(nn.Module):
         self.c1, self.b1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
         self.norm, self.pool = nn.InstanceNorm2d(8, affine=True), nn.MaxPool1d(2)
         self.fc, self.part, self.c4 = nn.Linear(8, 5), nn.Linear(4, 5), nn.Conv2d(4, 8, 3, padding=1)
-        self.own = nn.Parameter(torch.randn(5, 8))
+        self.own, self.over = nn.Parameter(torch.randn(5, 8)), nn.Conv2d(1, 1, 1)
         self._forward = [forward]
 
     def forward(self, x):
@@ -148,6 +148,10 @@ def instance_norm(m, x):
     return m.head(m.norm(x))
 
 
+def channels_as_an_image(m, x):
+    return m.head(x) + m.over(x.flatten(2).unsqueeze(1)).mean((1, 2, 3)).unsqueeze(1)
+
+
 def chosen_by_where(m, x):
     return m.head(torch.where(x > 0, x, x * 0.1))
 
@@ -177,7 +181,7 @@ def rounded_beside_own_tensors(m, x):
 FORWARDS = {
     divided_by_its_width: False, part_written_in_place: False, pooled_over_channels: False, cast_to_float32: True,
     instance_norm: True, chosen_by_where: True, tiny_branch: True, other_output_in_training: True, halves: True,
-    rounded_in_a_recording: True, rounded_beside_own_tensors: True,
+    rounded_in_a_recording: True, rounded_beside_own_tensors: True, channels_as_an_image: False,
 }  # fmt: skip
 
 

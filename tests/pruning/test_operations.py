@@ -1,0 +1,115 @@
+"""Operations between two layers: those that compute each channel from itself alone keep none of them.
+
+One network has a pair of layers around each operation, so that it is traced once. The oracle sets the columns of the
+second layer to zero that belong to the channels cut from the first.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model
+
+IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+CONFIG = PruneConfig(0.5, criterion="l2", scope="layer")
+MATRIX = torch.linspace(-1, 1, 64, dtype=torch.float64).view(8, 8)
+
+# With y, the first layer's output, z, another layer's, g, one channel of a third one's, and x, the input.
+CHANNELWISE = {
+    "max": lambda y, z, g, x: torch.max(y, 3)[0].unsqueeze(3) + y.min(dim=3, keepdim=True).values,
+    "order": lambda y, z, g, x: y.median(3, keepdim=True)[0] + y.topk(3, dim=3)[0] + y.kthvalue(3, 3, True)[0],
+    "sorted": lambda y, z, g, x: y.sort(3)[0] * y.argsort(3) + torch.sort(y, dim=3, descending=True).values,
+    "places": lambda y, z, g, x: y * y.argmax(3, keepdim=True) + y.argmin(2, keepdim=True),
+    "softmax": lambda y, z, g, x: F.log_softmax(y, 3) + y.softmax(2) + F.softmin(y, 3),
+    "einsum": lambda y, z, g, x: torch.einsum("nchw,nc...->n c h w", y, y.mean((2, 3))),
+    "einsum_of_two": lambda y, z, g, x: torch.einsum("nchw,nchv->nchv", [y, z]),
+    "einsum_with_a_matrix": lambda y, z, g, x: torch.einsum("nchw,hv->ncvw", y, MATRIX),
+    "norms": lambda y, z, g, x: torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True) + y.norm(2, (2, 3), True),
+    "normalized": lambda y, z, g, x: F.normalize(y.flatten(2), dim=2).unsqueeze(3) + F.layer_norm(y, (8, 8)).mean(
+        (2, 3), keepdim=True)[..., :1],
+    "running": lambda y, z, g, x: y.cumsum(3) + torch.cummax(y, 2)[0] + torch.logcumsumexp(y, 3),
+    "statistics": lambda y, z, g, x: y.std((2, 3), keepdim=True) + torch.var_mean(y, (2, 3), keepdim=True)[0],
+    "normalized_by_hand": lambda y, z, g, x: (y - y.mean((2, 3), True)) / (y.var((2, 3), keepdim=True) + 1).sqrt(),
+    "similar": lambda y, z, g, x: F.cosine_similarity(y, z, dim=3).unsqueeze(3) + y.logsumexp((2, 3), keepdim=True),
+    "windows": lambda y, z, g, x: F.fold(F.unfold(y, 2, stride=2), (8, 8), 2, stride=2) + y.unfold(2, 8, 1).sum(4),
+    "sampled": lambda y, z, g, x: F.grid_sample(
+        y, F.affine_grid(x.mean((2, 3))[:, :2, None].expand(2, 2, 3), y.size(), False), align_corners=False),
+    "moved": lambda y, z, g, x: torch.roll(y, (1, 1), (2, 3)) + torch.rot90(y, 1, (2, 3)),
+    "split": lambda y, z, g, x: y.tensor_split(2, 1)[0].tile(1, 2, 1, 1) + y,
+    "shuffled": lambda y, z, g, x: F.channel_shuffle(F.channel_shuffle(y, 2), y.shape[1] // 2),
+    "chosen": lambda y, z, g, x: torch.where(g > 0, y, -z) + y.masked_fill(y < 0, 0.5) + y.clamp(min=z).clamp_max(1),
+    "gathered": lambda y, z, g, x: y.gather(3, z.argsort(3)) + torch.zeros_like(y).scatter(3, y.argsort(3), y),
+    "indexed": lambda y, z, g, x: y[:, :, torch.tensor([3, 0, 2])].mean(2, True) + y.index_select(3, torch.tensor([1])),
+    "functions": lambda y, z, g, x: torch.sin(y) + torch.log1p(y.exp()) + F.selu(y) % 1 + F.softsign(y) + y // 0.5,
+    "several": lambda y, z, g, x: torch.addcmul(y, y, z) + torch.lerp(y, z, 0.3) + torch.atan2(y, z),
+    "logic": lambda y, z, g, x: y * ((y > 0) & (y < 1)) * torch.logical_or(y > z, y != z) + torch.isnan(y),
+    "pooled": lambda y, z, g, x: F.lp_pool2d(y, 2, 2) + F.max_pool2d(y, 2, return_indices=True)[0],
+    "spectrum": lambda y, z, g, x: torch.fft.irfft2(torch.fft.rfft2(y) * 2, s=(8, 8)) + torch.fft.fft(y).real,
+    "expanded": lambda y, z, g, x: y * g.expand_as(y) + z * g.expand(-1, y.shape[1], -1, -1),
+    "context": lambda y, z, g, x: y + (y.flatten(2)[:, None] @ g.flatten(2).softmax(2)[..., None]).view(2, -1, 1, 1),
+    "written": lambda y, z, g, x: F.leaky_relu_(y.clone().clamp_(-1, 1), 0.1),
+    "repeated": lambda y, z, g, x: y.repeat_interleave(2, 1),
+    "unfolded": lambda y, z, g, x: F.unfold(y, 3, padding=1).unsqueeze(3),
+    "to_space": lambda y, z, g, x: F.pixel_shuffle(y, 2),
+    "to_space_by_hand": lambda y, z, g, x: y.view(2, -1, 2, 2, 8, 8).permute(0, 1, 4, 2, 5, 3).reshape(2, -1, 16, 16),
+}  # fmt: skip
+READ = {"repeated": 16, "unfolded": 72, "to_space": 2, "to_space_by_hand": 2}  # channels of the second layer, if not 8
+
+
+class Between(nn.Module):
+    """A pair of layers around each of some operations."""
+
+    def __init__(self, operations):
+        super().__init__()
+        self.first = nn.ModuleDict({name: nn.Conv2d(3, 8, 3, padding=1) for name in operations})
+        self.other = nn.ModuleDict({name: nn.Conv2d(3, 8, 3, padding=1) for name in operations})
+        self.gate = nn.ModuleDict({name: nn.Conv2d(3, 1, 1) for name in operations})
+        self.last = nn.ModuleDict({name: nn.Conv2d(READ.get(name, 8), 4, 1) for name in operations})
+        self._operations = [operations]
+
+    def forward(self, x):
+        return sum(
+            self.last[name](run(self.first[name](x), self.other[name](x), self.gate[name](x), x)).mean((2, 3))
+            for name, run in self._operations[0].items()
+        )
+
+
+def test_operations_that_keep_channels_apart_let_them_be_cut():
+    model = Between(CHANNELWISE).double().eval()
+    pruned, _, plan = prune_model(model, CONFIG, IMAGES)
+    groups = {layer: group for group in plan.groups.values() for layer in group.layers}
+    notes = {name: groups[f"first.{name}"].note for name in CHANNELWISE}
+    assert {name: layer.out_channels for name, layer in pruned.first.items()} == dict.fromkeys(CHANNELWISE, 4), notes
+    masked = copy.deepcopy(model)
+    for name in CHANNELWISE:
+        columns = torch.arange(READ.get(name, 8)) * 8 // READ.get(name, 8)
+        kept = torch.isin(columns, torch.tensor(groups[f"first.{name}"].keep))
+        masked.last[name].weight.data[:, ~kept] = 0
+    torch.testing.assert_close(pruned(IMAGES), masked(IMAGES), rtol=1e-9, atol=1e-9)
+
+
+MIXING = {
+    "max": lambda y, z, g, x: y * torch.max(y, 1, keepdim=True)[0],
+    "argmax": lambda y, z, g, x: y * y.argmax(1, keepdim=True),
+    "log_softmax": lambda y, z, g, x: y.log_softmax(1),
+    "cumsum": lambda y, z, g, x: y.cumsum(1),
+    "sort": lambda y, z, g, x: y.sort(1)[0],
+    "norm": lambda y, z, g, x: y / (y.flatten(1).norm(dim=1).view(-1, 1, 1, 1) + 1),
+    "einsum": lambda y, z, g, x: y * torch.einsum("nchw,nchw->nhw", y, z).unsqueeze(1),
+    "indexes": lambda y, z, g, x: y[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])],
+    "fft": lambda y, z, g, x: torch.fft.fft(y, dim=1).real,
+}
+
+
+@pytest.mark.parametrize("images", [IMAGES, torch.zeros_like(IMAGES)], ids=["images", "zeros"])
+def test_operations_that_mix_channels_leave_them_whole_and_are_named(images):
+    model = Between(MIXING).double().eval()
+    for layer in model.first.values():
+        nn.init.zeros_(layer.bias)  # zeros do not tell channels apart
+    _, _, plan = prune_model(model, CONFIG, images)
+    groups = {layer: group for group in plan.groups.values() for layer in group.layers}
+    assert all(groups[f"first.{name}"].after == 8 and name in groups[f"first.{name}"].note for name in MIXING)
