@@ -103,6 +103,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         kind = "complex" if tensor.is_complex() else kind
         if kind is not None:
             raise MicronetError(f"--weights {path}: {name} is {kind}; convert it to a dense real tensor")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():  # a view that repeats what is stored
+            raise MicronetError(f"--weights {path}: {name} has more values than the file holds; save a contiguous one")
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # of torch.compile and DataParallel, in either order
         loaded = {str(name).removeprefix(prefix): tensor for name, tensor in loaded.items()}
     return loaded

@@ -116,3 +116,10 @@ def test_objects_in_place_of_weights_are_refused(content, tmp_path):
     with pytest.raises(MicronetError, match=rf"\.{name} in .*torch\.save\(model\.state_dict\(\), path\)"):
         read_weights(tmp_path / "a.ckpt")
     assert set(torch.serialization.get_safe_globals()) == allowed
+
+
+def test_a_tensor_that_repeats_what_is_stored_is_refused(tmp_path):
+    """A few bytes that would take all of the memory."""
+    torch.save({"weight": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.ckpt")
+    with pytest.raises(MicronetError, match="weight has more values than the file holds"):
+        read_weights(tmp_path / "a.ckpt")
