@@ -19,7 +19,7 @@ def share_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     All readers of equal floats read the same ones. Of equal integers of 8 bits or more, every DequantizeLinear but one
     reads a Reshape, which runtimes compute when they load the file: ONNX Runtime's exact int8 mode
     (``session.x64quantprecision``) stores other integers in place of a weight, and refuses to do so for two readers of
-    it ("Attempt to replace the existing tensor").
+    it ("Attempt to replace the existing tensor"). Each Reshape reads the one before, since equal ones become one.
     """
     repeated = _repeated(proto.graph)
     if not repeated:
@@ -28,11 +28,14 @@ def share_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     shared.CopyFrom(proto)
     graph, reshapes, shapes = shared.graph, list[onnx.NodeProto](), dict[str, onnx.TensorProto]()
     same = {name: kept for name, (kept, dequantized) in repeated.items() if not dequantized}
+    last = dict[str, str]()  # a stored tensor -> the last Reshape of it
     for tensor in [each for each in graph.initializer if each.name in repeated]:
         if tensor.name not in same:
             shape = f"shape.{'x'.join(map(str, tensor.dims))}"
             shapes[shape] = numpy_helper.from_array(np.array(tensor.dims, np.int64), shape)
-            reshapes.append(helper.make_node("Reshape", [repeated[tensor.name][0], shape], [tensor.name]))
+            kept, _ = repeated[tensor.name]
+            reshapes.append(helper.make_node("Reshape", [last.get(kept, kept), shape], [tensor.name]))
+            last[kept] = tensor.name
         graph.initializer.remove(tensor)
     for node in (node for part in node_lists(graph) for node in part.node):
         node.input[:] = [same.get(name, name) for name in node.input]
@@ -46,10 +49,13 @@ def share_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _repeated(graph: onnx.GraphProto) -> dict[str, tuple[str, bool]]:
     """Return the stored tensors that equal an earlier one -> its name, and whether it is read as a weight's integers.
 
-    Those of 4 bits count as floats here: the exact mode leaves them as they are.
+    Those of 4 bits count as floats here: the exact mode leaves them as they are. Scales and zero points stay as they
+    are: runtimes look for them where they are read.
     """
     fixed = {each.name for part in node_lists(graph) for each in (*part.input, *part.output)}
-    integers = {name for node in graph.node if node.op_type in (QUANTIZE, DEQUANTIZE) for name in node.input[::2]}
+    quantizers = [node for node in graph.node if node.op_type in (QUANTIZE, DEQUANTIZE)]
+    fixed |= {name for node in quantizers for name in node.input[1:]}
+    integers = {node.input[0] for node in quantizers if node.op_type == DEQUANTIZE}
     first, found = dict[Any, str](), dict[str, tuple[str, bool]]()
     for tensor in graph.initializer:
         if tensor.ByteSize() < SMALLEST_BYTES or tensor.name in fixed or tensor.data_type == onnx.TensorProto.STRING:

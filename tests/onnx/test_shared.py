@@ -20,10 +20,12 @@ from micronet.onnx.speed import without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model, restore
-from micronet.quantization.quantize import quantize_model
+from micronet.quantization.quantize import TRAINING_ONLY, quantize_model
 from micronet.runtimes.onnxruntime import EXACT_INT8
 
 IMAGES = torch.randn(8, 3, 8, 8)
+EXACT = onnxruntime.SessionOptions()
+EXACT.add_session_config_entry(EXACT_INT8, "1")  # it replaces each stored weight, and none twice
 
 
 class Twins(nn.Module):
@@ -84,13 +86,12 @@ def outputs_of(model):
 def test_files_compute_what_torch_computes_all_in_integers(kind):
     artifact = quantized(kind())
     proto = to_onnx(artifact, IMAGES)
-    settings = onnxruntime.SessionOptions()
-    settings.add_session_config_entry(EXACT_INT8, "1")  # it replaces each stored weight, and none twice
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), settings)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), EXACT)
     for have, want in zip(session.run(None, {"images": IMAGES.numpy()}), outputs_of(artifact.model), strict=True):
         assert (torch.from_numpy(have) - want).norm() <= 0.05 * want.norm()
     counts = count_integer_layers(proto)
-    assert len(counts["float"]) == (kind is Twins), counts  # its decoder is a transposed convolution
+    helper = {"helper": TRAINING_ONLY} if kind is Helped else {}
+    assert len(counts["float"]) == 1 and counts["float"].items() >= helper.items()  # or a transposed convolution
     integers = [tuple(tensor.dims) for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8]
     assert [integers.count(shape) for shape in ((8, 8, 3, 3), (16, 32))] == [kind is Twins] * 2  # once, for two calls
     makers = {output: node for node in proto.graph.node for output in node.output}
@@ -98,6 +99,19 @@ def test_files_compute_what_torch_computes_all_in_integers(kind):
     repeated = repeated_bytes(without_quantizers(proto))
     assert (repeated >= 4 * 8 * 8 * 9) == (kind is Twins)  # it has a layer that is called twice
     assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
+
+
+def test_wide_layers_that_are_called_often_are_stored_once_in_the_exact_mode_too():
+    """Every layer of over 255 channels has the same zero points, whatever its weights are."""
+    torch.manual_seed(0)
+    shared = nn.Conv2d(300, 300, 1)
+    artifact = quantized(nn.Sequential(nn.Conv2d(3, 300, 1), shared, shared, shared, nn.Conv2d(300, 300, 1)))
+    proto = to_onnx(artifact, IMAGES)
+    [have] = onnxruntime.InferenceSession(proto.SerializeToString(), EXACT).run(None, {"images": IMAGES.numpy()})
+    [want] = [artifact.model(IMAGES).detach()]
+    assert (torch.from_numpy(have) - want).norm() <= 0.05 * want.norm()
+    weights = [each for each in proto.graph.initializer if list(each.dims) == [300, 300, 1, 1]]
+    assert len(weights) == 2 and sum(node.op_type == "Reshape" for node in proto.graph.node) == 2
 
 
 def test_a_part_in_float_that_computes_something_else_is_an_error():

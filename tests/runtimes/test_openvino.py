@@ -160,13 +160,19 @@ def test_an_extreme_over_dropped_axes_is_quantized_with_its_own_scale(op, tmp_pa
     np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
 
 
-def test_a_bias_before_rounding_is_added_to_its_own_channel(tmp_path):
+@pytest.mark.parametrize(
+    ("activation", "zero"), [("Identity", 128), ("Relu", 0), ("Relu", 128), ("Gelu", 128), ("Clip", 0)]
+)
+def test_a_bias_before_rounding_is_added_to_its_own_channel(tmp_path, activation, zero):
     """The class token of a vision transformer is as long as the batch, so the convolution's shape is read as well."""
+    limits = ", bottom, top" if activation == "Clip" else ""
     model = onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 21]> g (float[n, 1, 4, 4] x) => (float[n, 17, 2] y)'
         "<float[2, 1, 1, 1] w = {1, 1}, float[2] b = {0.5, -0.3}, float[1, 1, 2] token = {1, 2}, float scale = {0.02},"
-        " uint8 zero = {128}, int64[1] first = {0}, int64[2] rest = {1, 2}, int64[3] flat = {0, 16, 2}> {"
-        " c = Conv(x, w, b) q = QuantizeLinear(c, scale, zero) d = DequantizeLinear(q, scale, zero)"
+        " float bottom = {0}, float top = {6},"
+        f" uint8 zero = {{{zero}}}, int64[1] first = {{0}}, int64[2] rest = {{1, 2}}, int64[3] flat = {{0, 16, 2}}> {{"
+        f" c = Conv(x, w, b) a = {activation}(c{limits}) q = QuantizeLinear(a, scale, zero)"
+        " d = DequantizeLinear(q, scale, zero)"
         " t = Transpose<perm = [0, 2, 3, 1]>(d) r = Reshape(t, flat)"
         " shape = Shape(x) n0 = Gather(shape, first) size = Concat<axis = 0>(n0, rest) e = Expand(token, size)"
         " y = Concat<axis = 1>(e, r) }"
