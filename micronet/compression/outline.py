@@ -35,13 +35,8 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
     forward = time.perf_counter() - start
     validate = forward * len(data.validation) / max(1, CALIBRATION_BATCH * len(search.batches))
     candidate = EXPORT_SECONDS + validate
-    metric = settings.metric or data.task.main
-    wanted = (
-        f"{flag(settings.goals[0])} {getattr(settings, settings.goals[0])}" if settings.goals else "--minimize latency"
-    )
     lines = [
-        f"goal: {wanted} in {settings.runtime}, a drop of at most {settings.max_drop:g} points of {metric} on "
-        f"{count(len(data.validation), f'validation {data.validation.noun}')}",
+        _goal(search),
         f"network: {count(len(layers), 'layer')}, {count(len(groups.widths), 'group')} of channels that may be cut"
         + (f" ({groups.why})" if groups.why else ""),
         _quantized(settings),
@@ -69,6 +64,17 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
     if seconds > settings.budget_seconds:
         lines.append("what does not fit is left out")
     return lines
+
+
+def _goal(search: "Compressing") -> str:
+    """Return what is wanted, and what it may cost."""
+    settings, data = search.settings, search.data
+    first = next(iter(settings.goals), None)
+    wanted = f"{flag(first)} {getattr(settings, first)}" if first else "--minimize latency"
+    return (
+        f"goal: {wanted} in {settings.runtime}, a drop of at most {settings.max_drop:g} points of "
+        f"{settings.metric or data.task.main} on {count(len(data.validation), f'validation {data.validation.noun}')}"
+    )
 
 
 def _quantized(settings: "Compress") -> str:

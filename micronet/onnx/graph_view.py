@@ -17,6 +17,7 @@ from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, MOVING_OPS, QUANTIZE, WEIGHT
 from micronet.onnx.stored import node_lists
 
 EIGHT_BITS = {ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255)}
+HALVES = ir.DataType.FLOAT16, ir.DataType.BFLOAT16
 HALF_STEP = 0.5  # a bound this close to the end of the range clips nothing; ONNX Runtime uses the same tolerance
 SAFE_WEIGHT = 64  # 255 * (64 + 64) just fits the 16 bits in which the fast kernels add two products
 
@@ -210,8 +211,9 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, QDQNode |
     origin = source_of(value)
     if origin is None:
         return None if value is None else value.const_value, None
-    if origin.op_type == "Cast":  # of floats in 16 bits
-        return stored(origin), None
+    if origin.op_type == "Cast":
+        tensor = stored(origin)
+        return (tensor if tensor is not None and tensor.dtype in HALVES else None), None
     if origin.op_type not in (QUANTIZE, DEQUANTIZE):
         return None, None
     tensor = stored(origin)

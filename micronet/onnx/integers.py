@@ -27,9 +27,9 @@ from micronet.onnx.ops import (
     SMOOTH,
     WEIGHTED_OPS,
 )
-from micronet.onnx.stored import node_lists, unpack_weights
+from micronet.onnx.stored import MAX_WEIGHT_BYTES, byte_count, node_lists, stored_tensors, unpack_weights
 from micronet.quantization.config import FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR
-from micronet.runtimes.onnxruntime import optimize
+from micronet.runtimes.onnxruntime import check_size, optimize
 
 Kind = Literal["convolutions", "linear", "recurrent"]
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
@@ -37,6 +37,7 @@ NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
 CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR)  # recorded by names of torch.fx; the file has nodes for them
+_COMPUTED = "its weight is computed"  # recorded by the name of a call or a module; the file may have a node for it
 
 
 def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
@@ -66,13 +67,17 @@ def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str
         those that compute anything.
 
     Raises:
-        MicronetError: ONNX Runtime refuses the model.
+        MicronetError: ONNX Runtime refuses the model, or it is too large to be passed on without its file.
     """
-    named = _with_names(proto)
+    size = sum(byte_count(tensor) for _, tensor in stored_tensors(proto.graph, *proto.functions))
+    named = proto if size >= MAX_WEIGHT_BYTES else _with_names(proto)
     graph = GraphView(unpack_weights(named))
+    if file is None or named is not proto:
+        check_size(size)
     source = file if file is not None and named is proto else named.SerializeToString()
     optimized = optimize(source, GraphOptimizationLevel.ORT_ENABLE_ALL)
-    done = {_ADDED.sub("", node.name) for node in optimized.graph.node if node.op_type in INTEGER_LAYERS}
+    integers = [node for node in optimized.graph.node if node.op_type in INTEGER_LAYERS]
+    done = {_ADDED.sub("", node.name) for node in integers if node.name} | _name_by_weight(graph, integers)
     return {
         **_count_by_reason(graph, done, left_float(proto)),
         "quantized": bool(graph.qdq) or any(node.op_type in INTEGER_LAYERS for node in graph.nodes),
@@ -95,15 +100,21 @@ def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, st
     reasons = recorded or {}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and node.name not in done]
     all_recorded = graph.qdq and recorded is not None
-    factors = {each.node for each in graph.layers if all_recorded and _is_factor(each, reasons)}
+    nodes = {str(node.name) for node in graph.nodes}
+    # Recorded by names that no node has: modules that are not called, and layers whose weight the forward computes.
+    unnamed = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, nodes)}
+    computed = {name: why for name, why in unnamed.items() if why.startswith(_COMPUTED)}
+    factors = {each.node for each in graph.layers if all_recorded and _is_factor(each, reasons, computed)}
     factors |= {node for node in products if view.stored(node) is not None}
     layers = [each for each in graph.layers if each.node not in factors]
-    found = ((kind_of(each.node), view.layer_name(each.node), _why_float(each, done, reasons)) for each in layers)
+    whys = (_why_float(each, done, reasons, computed) for each in layers)
+    found = [(kind_of(each.node), view.layer_name(each.node), why) for each, why in zip(layers, whys, strict=True)]
     counts = count_layers([*found, *_without_weights(graph, done, reasons)])
-    names = {str(node.name) for node in graph.nodes}
     counts["float"] |= {view.layer_name(node): STORED_FACTOR for node in factors if node.name not in done}
-    others = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, names)}
-    counts["float"] |= others
+    floats = [each.node for each in graph.layers if each.weight_qdq is None]
+    counted = [node for node in floats if reason_in(reasons, str(node.name)) is None]
+    twice = {name for name in computed for node in counted if _may_be(node, name)}
+    counts["float"] |= {name: why for name, why in unnamed.items() if name not in twice}
     stored = factors | {layer.node for layer in layers}
     dequantized = [each.node for each in layers if each.weight_qdq and each.node.name not in done]
     return {
@@ -122,6 +133,18 @@ def _with_names(proto: onnx.ModelProto) -> onnx.ModelProto:
     for node in named.graph.node:
         node.name = node.name or f"{node.op_type} producing {next(iter(node.output), '')}"
     return named
+
+
+def _name_by_weight(graph: GraphView, integers: Iterable[onnx.NodeProto]) -> set[str]:
+    """Name the nodes without a name; return which of them have weights that some operators in integers read.
+
+    These are in models too large to be passed on with names.
+    """
+    read = {name for node in integers for name in node.input}
+    layers = [layer for layer in graph.layers if not layer.node.name]
+    for node in graph.nodes:
+        node.name = view.title(node)
+    return {str(layer.node.name) for layer in layers if layer.weight.name in read}
 
 
 def kind_of(node: Any) -> Kind:
@@ -173,10 +196,18 @@ def _layers_in(node: ir.Node) -> Iterator[ir.Node]:
             yield inner
 
 
-def _is_factor(layer: WeightedNode, recorded: Mapping[str, str]) -> bool:
+def _is_factor(layer: WeightedNode, recorded: Mapping[str, str], computed: Mapping[str, str]) -> bool:
     """Return True for a product with a stored tensor, in a file of which micronet recorded all layers in float."""
-    product = layer.node.op_type == "MatMul" and layer.weight_qdq is None
-    return product and reason_in(recorded, str(layer.node.name)) is None
+    if layer.node.op_type != "MatMul" or layer.weight_qdq is not None:
+        return False
+    if reason_in(recorded, str(layer.node.name)) is not None:
+        return False
+    return STORED_FACTOR in recorded.values() or not any(_may_be(layer.node, name) for name in computed)
+
+
+def _may_be(node: ir.Node, name: str) -> bool:
+    """Return True if a node may be the layer of this name whose weight the forward computes: a call or a module."""
+    return not name.endswith("()") or name.startswith("conv") == (kind_of(node) == "convolutions")
 
 
 def _names_node(name: str, nodes: set[str]) -> bool:
@@ -216,13 +247,20 @@ def _is_narrow(layer: WeightedNode) -> bool:
     return len(kernel) == THREE_AXES if groups == 1 else (channels, groups) != (1, outputs)
 
 
-def _why_float(layer: WeightedNode, done: set[str], recorded: Mapping[str, str]) -> str | None:
-    """Return why ONNX Runtime computes a layer in float, or None if it does not."""
+def _why_float(
+    layer: WeightedNode, done: set[str], recorded: Mapping[str, str], computed: Mapping[str, str]
+) -> str | None:
+    """Return why ONNX Runtime computes a layer in float, or None if it does not.
+
+    ``recorded``: the layers that micronet left in float and why; ``computed``: those without a node of that name, whose
+    weight the forward computes.
+    """
     if layer.node.name in done:
         return None
     transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
         own = NO_TRANSPOSED if transposed else FUNCTION_CALL if FUNCTION_CALL in recorded.values() else FLOAT_WEIGHTS
+        own = next((why for name, why in computed.items() if not transposed and _may_be(layer.node, name)), own)
         return reason_in(recorded, str(layer.node.name)) or own
     if transposed:
         return f"{NO_TRANSPOSED}, and its weights are integers; export the file again, which stores them in float"

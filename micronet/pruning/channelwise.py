@@ -1,7 +1,10 @@
 """Operations that no table names: whether each channel of the result depends on the same channel of the inputs alone.
 
-Such an operation is run on random numbers twice, with all channels and with some of them. If the second result is the
-part of the first that belongs to those channels, the operation computes every channel from itself.
+Such an operation is run on random numbers, with all channels and with some of them. If the second result is the part of
+the first that belongs to those channels, in several ranges of numbers and for two choices of channels, the operation is
+taken to compute every channel from itself. That is sampled evidence, no proof: an operation may mix channels beyond
+those numbers alone, or too little to be seen. So operations known to do that are named here, and ``check_cut`` compares
+the pruned network with the whole one.
 """
 
 import itertools
@@ -17,14 +20,18 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from micronet.models.modes import eval_mode, random_kept, state_kept
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.ids import FIXED, Ids, dense, distinct, groups_of, ids_along, spread, varies
-from micronet.pruning.recording import Drawn
+from micronet.pruning.recording import RandomTensor
 from micronet.pruning.traced_network import NodeCall, TracedNetwork
 
-_RANGES = (-1.0, 1.0), (0.1, 1.0), (-20.0, 20.0)  # of the random numbers; a logarithm needs positive ones
+# Of the random numbers: a logarithm needs positive ones, and some operations mix channels of large ones only.
+_RANGES = (-1.0, 1.0), (0.1, 1.0), (-20.0, 20.0), (-1e4, 1e4)
 _TOLERANCE = 1e-4  # relative to the largest value: fewer terms may be added up in another order
+# These mix channels: the first two only those of a large norm, the others by as little as their factor says.
+_MIXING = {"renorm", "embedding_renorm", "local_response_norm"}
+_MIXING_MODULES = nn.LocalResponseNorm, nn.CrossMapLRN2d
 
 
-class Place(NamedTuple):
+class ChannelAxis(NamedTuple):
     """Where a result has its channels: the axis, and how many values a unit of the inputs' channels gives it."""
 
     axis: int
@@ -41,7 +48,7 @@ class _Trial:
     axes: Mapping[int, int]
     unit: int  # channels that only go together
 
-    def places(self) -> list[Place] | None:
+    def channel_axes(self) -> list[ChannelAxis] | None:
         """Return where each tensor of the result has its channels, if it computes each unit from itself alone."""
         sizes = {self.leaves[index].shape[axis] for index, axis in self.axes.items()}
         units = min(sizes) // self.unit
@@ -54,20 +61,19 @@ class _Trial:
         except Exception:  # other sizes of the channels' axis do not fit
             return None
 
-    def _compare(self, units: int) -> list[Place] | None:
+    def _compare(self, units: int) -> list[ChannelAxis] | None:
         generator = torch.Generator().manual_seed(0)
-        some = (torch.randperm(units - 1, generator=generator)[: units // 2] + 1).sort().values
-        result: list[Place] | None = None
+        choices = _choices(units, generator)
+        result: list[ChannelAxis] | None = None
         for ends in _RANGES:
-            drawn = [leaf.draw(ends, generator) if isinstance(leaf, Drawn) else leaf for leaf in self.leaves]
-            whole, part = self._run(drawn), self._run([self._part(i, leaf, some) for i, leaf in enumerate(drawn)])
-            if not whole or len(whole) != len(part):
-                return None
-            found = [_place(one, other, units, some) for one, other in zip(whole, part, strict=True)]
-            places = [place for place in found if place is not None]
-            if len(places) < len(found):
-                return None
-            result = places if all(map(_tells, whole)) else result
+            drawn = [leaf.draw(ends, generator) if isinstance(leaf, RandomTensor) else leaf for leaf in self.leaves]
+            whole = self._run(drawn)
+            for some in choices:
+                part = self._run([self._part(i, leaf, some) for i, leaf in enumerate(drawn)])
+                axes = _channel_axes(whole, part, units, some)
+                if axes is None:
+                    return None
+            result = axes if all(map(_tells, whole)) else result
         return result
 
     def _part(self, index: int, leaf: Any, units: Tensor) -> Any:
@@ -86,7 +92,26 @@ def _of_units(units: Tensor, size: int) -> Tensor:
     return (units[:, None] * size + torch.arange(size)).flatten()
 
 
-def _place(whole: Tensor, part: Tensor, units: int, some: Tensor) -> Place | None:
+def _choices(units: int, generator: torch.Generator) -> list[Tensor]:
+    """Return two choices of half of the units: the last and not the first, and the reverse.
+
+    An operation may count channels from either end, as ``index_fill(1, [-1], 0)`` does.
+    """
+    between = torch.randperm(units - 2, generator=generator)[: units // 2 - 1] + 1
+    some = torch.cat([between, torch.tensor([units - 1])]).sort().values
+    return [some, (units - 1 - some).flip(0)]
+
+
+def _channel_axes(whole: list[Tensor], part: list[Tensor], units: int, some: Tensor) -> list[ChannelAxis] | None:
+    """Return where each tensor has the channels of some units, given those of a call with these alone."""
+    if not whole or len(whole) != len(part):
+        return None
+    found = [_channel_axis(one, other, units, some) for one, other in zip(whole, part, strict=True)]
+    axes = [axis for axis in found if axis is not None]
+    return axes if len(axes) == len(found) else None
+
+
+def _channel_axis(whole: Tensor, part: Tensor, units: int, some: Tensor) -> ChannelAxis | None:
     """Return where a result has the channels of some units, given a result with these alone."""
     if whole.dim() != part.dim():
         return None
@@ -96,10 +121,10 @@ def _place(whole: Tensor, part: Tensor, units: int, some: Tensor) -> Place | Non
         return None
     expected = whole.index_select(axes[0], _of_units(some, values).to(whole.device))
     if not expected.is_floating_point() and not expected.is_complex():
-        return Place(axes[0], values) if torch.equal(expected, part) else None
+        return ChannelAxis(axes[0], values) if torch.equal(expected, part) else None
     scale = float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 0.0
     close = torch.allclose(expected, part, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
-    return Place(axes[0], values) if close else None
+    return ChannelAxis(axes[0], values) if close else None
 
 
 def _tells(result: Tensor) -> bool:
@@ -119,7 +144,7 @@ def channelwise_ids(call: NodeCall, network: TracedNetwork, table: GroupTable) -
     held = {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor) and distinct(x)[-1] > FIXED}
     axes = {i: [axis for axis in range(x.dim()) if varies(x, axis)] for i, x in held.items()}
     varying = [i for i, along in axes.items() if along]
-    if not varying or (call.writes and varying[0] != 0) or not _fits(leaves, known, axes):
+    if not varying or _mixes(call) or (call.writes and varying[0] != 0) or not _fits(leaves, known, axes):
         return None
     for chosen in [varying, *([i] for i in varying if len(varying) > 1)]:
         rest = [distinct(x) for i, x in held.items() if i not in chosen]
@@ -132,6 +157,13 @@ def channelwise_ids(call: NodeCall, network: TracedNetwork, table: GroupTable) -
                 table.pin(ids, f"{_name(call)} combines all its channels with each channel of another layer")
             return result
     return None
+
+
+def _mixes(call: NodeCall) -> bool:
+    """Return True for an operation that mixes channels, however little that shows in random numbers."""
+    target = call.node.target
+    name = getattr(target, "__name__", str(target)).strip("_")
+    return name in _MIXING if call.module is None else isinstance(call.module, _MIXING_MODULES)
 
 
 def _name(call: NodeCall) -> str:
@@ -162,7 +194,7 @@ def _follow(
     if any(other.shape != first.shape for other in others) or len({tuple(along) for along in axes.values()}) > 1:
         return None
     along = next(iter(axes.values()))
-    places = {axis: _places(call, network, dict.fromkeys(held, axis), 1) for axis in along}
+    places = {axis: _probed(call, network, dict.fromkeys(held, axis), 1) for axis in along}
     apart = {axis: found for axis, found in places.items() if found}
     if not apart or FIXED in distinct(first) or any(place.values > 1 for found in apart.values() for place in found):
         return None
@@ -174,7 +206,7 @@ def _follow(
     return _each(call.fixed, lambda i, x: first if x.shape == before else _blocks(first, x, i, apart))
 
 
-def _blocks(ids: Tensor, fixed: Tensor, index: int, apart: Mapping[int, Sequence[Place]]) -> Tensor:
+def _blocks(ids: Tensor, fixed: Tensor, index: int, apart: Mapping[int, Sequence[ChannelAxis]]) -> Tensor:
     """Return the ids of a result whose axes of channels come from some of an input's."""
     axes = sorted(apart, key=lambda axis: apart[axis][index].axis)
     rest = [axis for axis in range(ids.dim()) if axis not in apart]
@@ -195,7 +227,7 @@ def _follow_channels(
     if len({len(each) for each in ids}) > 1:
         return None
     unit = _repeats(ids[0])
-    places = _places(call, network, {i: axis for i, (_, axis) in held.items()}, unit)
+    places = _probed(call, network, {i: axis for i, (_, axis) in held.items()}, unit)
     if places is None:
         return None
     for other in ids[1:]:
@@ -222,11 +254,11 @@ def _repeats(ids: Ids) -> int:
     return int(runs.pop()) if len(runs) == 1 else 1
 
 
-def _places(call: NodeCall, network: TracedNetwork, axes: Mapping[int, int], unit: int) -> list[Place] | None:
+def _probed(call: NodeCall, network: TracedNetwork, axes: Mapping[int, int], unit: int) -> list[ChannelAxis] | None:
     """Return where each tensor of the result has the channels that some arguments have along an axis."""
     key = call.key, tuple(axes.items()), unit
     if key not in network.probed:
         leaves, structure = tree_flatten(network.arguments[call.key])
-        network.probed[key] = _Trial(call, leaves, structure, axes, unit).places()
-    found: list[Place] | None = network.probed[key]
+        network.probed[key] = _Trial(call, leaves, structure, axes, unit).channel_axes()
+    found: list[ChannelAxis] | None = network.probed[key]
     return found

@@ -68,8 +68,8 @@ def prune_model(
     except _AttributesMatter:  # to more than the sizes that the network shows
         pruner = Pruner(model, config, example, progress, attributes=False)
         plan, pruned, result = _pruned(pruner, config, cost)
-    pruner.say_unranked(plan)
-    pruner.say_uncut()
+    pruner.report_unranked(plan)
+    pruner.report_uncut()
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
@@ -152,7 +152,7 @@ class Pruner:
         self.planner.keep_whole(cut[fine], f"with fewer channels the network {wrong}")
         self._require_free()
 
-    def say_unranked(self, plan: PrunePlan) -> None:
+    def report_unranked(self, plan: PrunePlan) -> None:
         """Say so if another criterion would rank more than twice as many channels as this one."""
         left = sum(group.before for group in plan.groups.values() if group.note == self._why_unscored == NO_NORM)
         if left > plan.total:
@@ -161,7 +161,7 @@ class Pruner:
                 "rank all, add --criterion l2"
             )
 
-    def say_uncut(self) -> None:
+    def report_uncut(self) -> None:
         """Name the layers with weights that the forward computes: no group has them."""
         for why, names in by_reason(self.channels.functions).items():
             self.progress.line(f"{listed(names, LISTED)} {'stays' if len(names) == 1 else 'stay'} whole: {why}")

@@ -14,7 +14,7 @@ Key = tuple[int, str]  # a graph's index and a node's name
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomTensor:
     """A tensor of numbers or truth values without these."""
 
     shape: torch.Size
@@ -86,5 +86,5 @@ def _may_run_again(node: fx.Node, module: nn.Module | None) -> bool:
 
 def _without_values(value: Any) -> Any:
     if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool):
-        return Drawn(value.shape, value.dtype, value.device)
+        return RandomTensor(value.shape, value.dtype, value.device)
     return value

@@ -25,6 +25,8 @@ from micronet.pruning.ids import Ids, channels_along, distinct
 from micronet.pruning.kinds import kind_of
 from micronet.pruning.recording import Key, Recording, Run
 
+_MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
+
 
 @dataclass(frozen=True)
 class TracedNetwork:
@@ -251,7 +253,20 @@ def _traced(
         recording.clear()
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))
-    graphs = [graph] if in_eval == in_training else [graph, training]
+    graphs = [graph] if _are_equal(graph, training, model) else [graph, training]
     plain |= more  # the training graph knows which norms are frozen
     return (with_plain(model, plain, *graphs) if plain else model), plain, graphs
+
+
+def _are_equal(first: fx.Graph, second: fx.Graph, model: nn.Module) -> bool:
+    """Return True if two traces of a network have the same nodes; each trace names anew what the forward makes."""
+    if len(first.nodes) != len(second.nodes):
+        return False
+    for one, other in zip(first.nodes, second.nodes, strict=True):
+        if all(node.op == "get_attr" and str(node.target).startswith(_MADE) for node in (one, other)):
+            made, again = (getattr(model, str(node.target)) for node in (one, other))
+            if made.dtype != again.dtype or not torch.equal(made, again):
+                return False
+        elif (one.op, one.name, one.target) != (other.op, other.name, other.target):
+            return False
+    return True

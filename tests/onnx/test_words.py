@@ -5,10 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from micronet.errors import MicronetError
+from micronet.onnx.graph_view import GraphView
 from micronet.onnx.integer_words import describe
-from micronet.onnx.integers import count_integer_layers
+from micronet.onnx.integers import count_computed, count_integer_layers
 from micronet.onnx.metadata import note
 from micronet.quantization.config import STORED_FACTOR
+from micronet.quantization.graph_placer import COMPUTED_WEIGHT
 from tests.onnx.foreign import F32, Net
 
 
@@ -96,3 +99,74 @@ def test_operators_in_integers_count_in_files_without_quantizers():
     y = net("QLinearConv", net("QuantizeLinear", "x", *grid), *grid, weight, scale, zero, *grid)
     proto = net.model({"x": (TensorProto.FLOAT, ["n", 2, 4, 4])}, {net("DequantizeLinear", y, *grid): 4})
     assert count_integer_layers(proto)["convolutions"] == {"integer": 1, "all": 1}
+
+
+def _with_floats(op, *weights, bias=()):
+    """A file of micronet with layers in float, whose weights are stored or computed, between quantizers."""
+    net, grid = Net(), (np.array(0.05, F32), np.array(128, np.uint8))
+    y = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
+    for weight in weights:
+        y = net(op, y, net("Neg", net("Abs", "w")) if weight == "computed" else net.weight(*weight), *bias)
+    y = net("DequantizeLinear", net("QuantizeLinear", y, *grid), *grid)
+    rank = 4 if op == "Conv" else 3
+    shapes = {"x": ["n", 4, *[4] * (rank - 2)], "w": [4, 4, *[1] * (rank - 2)] if op == "Conv" else [4, 4]}
+    inputs = {name: (TensorProto.FLOAT, shapes[name]) for name in ("x", "w")[: 1 + ("computed" in weights)]}
+    return net.model(inputs, {y: rank})
+
+
+CONV, MATRIX = (4, 4, 1, 1), (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("op", "weights", "recorded", "every"),
+    [
+        ("Conv", [CONV, CONV], ["conv2d()", "conv2d_1()"], 2),
+        ("Conv", [CONV, CONV], ["layer"], 2),  # a module, whose weight is read twice
+        ("Conv", [CONV, "computed"], ["conv2d()", "conv2d_1()"], 1),
+        ("MatMul", [MATRIX], ["linear()"], 1),
+    ],
+)
+def test_calls_with_computed_weights_are_named_once_by_their_nodes(op, weights, recorded, every):
+    proto = _with_floats(op, *weights)
+    note(proto, left_float=dict.fromkeys(recorded, COMPUTED_WEIGHT))
+    found = count_integer_layers(proto)
+    assert found["convolutions" if op == "Conv" else "linear"] == {"integer": 0, "all": every}
+    nodes = [f"{op} producing {node.output[0]}" for node in proto.graph.node if node.op_type == op][:every]
+    assert found["float"] == dict.fromkeys(nodes, COMPUTED_WEIGHT)
+
+
+def test_a_layer_with_a_computed_weight_that_runs_in_integers_is_not_float_too():
+    proto = _with_floats("Conv", CONV, bias=[np.ones(4, F32)])
+    note(proto, left_float={"conv2d()": COMPUTED_WEIGHT})
+    found = count_integer_layers(proto)
+    assert found["convolutions"] == {"integer": 1, "all": 1} and found["float"] == {}
+
+
+def test_a_call_without_a_node_with_a_stored_weight_keeps_its_name():
+    proto = _with_floats("MatMul", "computed", MATRIX)
+    note(proto, left_float={"conv2d()": COMPUTED_WEIGHT, "matmul()": STORED_FACTOR})
+    assert count_integer_layers(proto)["float"]["conv2d()"] == COMPUTED_WEIGHT
+
+
+def test_a_file_too_large_for_one_message_is_counted_without_naming_its_nodes(tmp_path, monkeypatch):
+    net, grid = Net(), (np.array(0.05, F32), np.array(128, np.uint8))
+    x = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
+    weight = net("DequantizeLinear", np.ones((8, 4), np.int8), np.full(4, 0.1, F32), np.zeros(4, np.int8), axis=1)
+    y = net("DequantizeLinear", net("QuantizeLinear", net("MatMul", x, weight), *grid), *grid)
+    proto = net.model({"x": (TensorProto.FLOAT, ["n", 8])}, {net("MatMul", net("Tanh", y), net.weight(4, 4)): 2})
+    onnx.save(proto, tmp_path / "a.onnx")
+    expected = count_computed(proto)
+    assert expected["linear"] == {"integer": 1, "all": 2}
+    for module in ("onnx.integers", "runtimes.onnxruntime"):
+        monkeypatch.setattr(f"micronet.{module}.MAX_WEIGHT_BYTES", 100)
+    assert count_computed(proto, tmp_path / "a.onnx") == expected
+    with pytest.raises(MicronetError, match="must take up less than 100"):
+        count_computed(proto)
+
+
+@pytest.mark.parametrize(("dtype", "layers"), [(np.float16, 1), (np.int8, 0)])
+def test_only_casts_of_halves_are_weights(dtype, layers):
+    net = Net()
+    weight = net("Cast", np.ones((8, 4), dtype), to=TensorProto.FLOAT)
+    proto = net.model({"x": (TensorProto.FLOAT, ["n", 8])}, {net("MatMul", "x", weight): 2})
+    assert len(GraphView(proto).layers) == layers
