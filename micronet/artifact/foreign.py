@@ -1,6 +1,6 @@
 """Importing networks: weights from a file, including checkpoints of the original micronet.
 
-Only tensors are read, by torch's own restricted reader or as ``artifact.pickles`` says; no code of a file runs.
+Only tensors are read, as ``artifact.pickles`` says; no code of a file runs.
 """
 
 import mmap
@@ -8,7 +8,6 @@ import warnings
 import zipfile
 from itertools import chain
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from micronet.artifact.artifact import Artifact, load_state
 from micronet.artifact.header import StageRecord
-from micronet.artifact.pickles import Unread, read_checkpoint
+from micronet.artifact.pickles import CheckpointError, Unread, read_checkpoint
 from micronet.core.machine import available_memory
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError, count
@@ -27,6 +26,12 @@ from micronet.models.finite import check_finite
 
 SAVE_AGAIN = "save it again with torch.save(model.state_dict(), path)"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+_KINDS = {  # of tensors that are not read, by what makes them
+    "torch._utils._rebuild_sparse_tensor": "sparse",
+    "torch._utils._rebuild_qtensor": "quantized",
+    "torch._utils._rebuild_nested_tensor": "nested",
+    "torch._utils._rebuild_meta_tensor_no_storage": "without values (on the meta device)",
+}
 _ORIGINALS = ("nin", "nin_3x3", "nin_gc")
 
 
@@ -41,11 +46,12 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
         MicronetError: The network cannot be built, or the tensors do not fit it.
     """
     spec = make_spec(name, args)
-    tensors = read_weights(weights) if weights else None
+    tensors, most_bytes = read_weights(weights) if weights else None, None
     if tensors is not None and name in _ORIGINALS:
         spec = make_spec(name, {**_widths(name, tensors), **args})
+        most_bytes = None if args else _most_bytes(tensors)
     torch.manual_seed(seed)
-    model = build_model(spec, trusted=True)
+    model = build_model(spec, trusted=True, most_bytes=most_bytes)
     if tensors is not None:
         own = model.state_dict()
         tensors = _of_network(tensors, own, weights)
@@ -89,15 +95,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    held = [loaded, *loaded.values()] if isinstance(loaded, dict) else []
-    for unread in (each for each in held if isinstance(each, Unread) and not _is_state(each)):
-        raise MicronetError(
-            f"--weights {path} holds an object of the class {unread.name} in the place of weights; {SAVE_AGAIN}"
-        )
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise MicronetError(
-            f"--weights {path} is not a state dict; create one with torch.save(model.state_dict(), path)"
-        )
+        raise MicronetError(f"--weights {path}{_why_no_state(loaded)}")
     for name, tensor in loaded.items():
         kind = "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else None
         kind = "complex" if tensor.is_complex() else kind
@@ -110,15 +109,22 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def _is_state(value: dict[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(each, Tensor) for each in value.values())
+def _why_no_state(loaded: Any) -> str:
+    """Return why something that a file holds is not a state dict, to follow the file's name."""
+    named = {"it": loaded, **(loaded if isinstance(loaded, dict) else {})}
+    for name, unread in named.items():
+        if isinstance(unread, Unread) and unread.name in _KINDS:
+            return f": {name} is {_KINDS[unread.name]}; convert it to a dense real tensor"
+        if isinstance(unread, Unread):
+            return f" holds an object of the class {unread.name} in the place of weights; {SAVE_AGAIN}"
+    return " is not a state dict; create one with torch.save(model.state_dict(), path)"
 
 
 def _load_pickle(path: Path) -> Any:
     """Load a PyTorch file; raise MicronetError if it would take more memory than its own size, or than is free.
 
-    torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch would
-    let a pickle make in any length.
+    torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch's
+    own reader lets a pickle make in any length; here nothing makes it.
     """
     size, free = path.stat().st_size, available_memory()
     if size > free:
@@ -142,11 +148,9 @@ def _load_pickle(path: Path) -> Any:
             f"--weights {path} {refused}, as no file of torch.save(model.state_dict(), path) does; {SAVE_AGAIN}"
         )
     try:
-        return torch.load(path, "cpu", weights_only=True)
-    except UnpicklingError:  # other objects, or a protocol that torch's reader of tensors does not know
-        if not zipfile.is_zipfile(path):
-            raise
         return read_checkpoint(path)
+    except CheckpointError as error:
+        raise MicronetError(f"--weights {path} cannot be read: {error}; {SAVE_AGAIN}") from error
 
 
 def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -159,6 +163,15 @@ def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     *widths, classes = [tensor.shape[0] for tensor in convolutions]
     found = {"widths": widths, "num_classes": classes, "in_channels": convolutions[0].shape[1]}
     return {**found, "conv4_kernel": convolutions[3].shape[-1]} if name == "nin" else found
+
+
+def _most_bytes(tensors: dict[str, Tensor]) -> int:
+    """Return how much memory the network of these tensors takes at most: float64 for int8, and numbers of batches.
+
+    Their shapes do not tell: tensors can share their values.
+    """
+    held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    return 8 * sum(held.values()) + 1000
 
 
 def _of_network(tensors: dict[str, Tensor], own: dict[str, Tensor], path: Path | None) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 import argparse
 import collections
 import functools
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from micronet.artifact import foreign
+from micronet.artifact import foreign, pickles
 from micronet.artifact.foreign import import_model, read_weights
 from micronet.errors import MicronetError
 
@@ -123,3 +124,123 @@ def test_a_tensor_that_repeats_what_is_stored_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.ckpt")
     with pytest.raises(MicronetError, match="weight has more values than the file holds"):
         read_weights(tmp_path / "a.ckpt")
+
+
+def _save(path, pickle, numbers=b""):
+    """Write a checkpoint with a pickle written by hand."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + pickle)
+        archive.writestr("a/version", "3\n")
+        archive.writestr("a/data/0", numbers)
+
+
+_NESTED = b"X\x01\0\0\0a" + b"q\x07h\x07\x86" * 60  # pairs in pairs: 2**60 letters
+_STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\n%bX\x03\0\0\0cpuK\x01tQ"
+_FIRST = _STORAGE % b"X\x01\0\0\x000"
+_TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n(%bK\x00%b%b\x89Nt"
+_ONE = _TENSOR % (_FIRST, b"K\x01\x85", b"K\x01\x85")
+_MANY = _TENSOR % (_FIRST, b"\x8a\x06\0\0\0\0\0\x01\x85", b"K\x00\x85") + b"R"  # 2**40 values
+_ATTACKS = {
+    "module": _NESTED + b"X\x01\0\0\0b\x93.", "class": b"X\x01\0\0\0b" + _NESTED + b"\x93.",
+    "key": _STORAGE % _NESTED + b".", "storage": _NESTED + b"Q.", "dict": b"}" + _NESTED + b"Ns.",
+    "list": b"]" + _NESTED + b"a.", "call": _NESTED + b")R.", "arguments": b"ca\nb\n" + _NESTED + b"R.",
+    "tensor": _TENSOR % (_NESTED, b")", b")") + b"R.",
+    "shape": _TENSOR % (_FIRST, _NESTED, _NESTED) + b"R.",
+    "ordered": b"ccollections\nOrderedDict\n(]" + _NESTED + b"atR.",
+    "repeated": _MANY + b"Q.", "unpacked": b"ctorch._utils\n_rebuild_tensor_v2\n" + _MANY + b"R.",
+    "itself": b"}q\x00X\x05\0\0\0modelh\x00s.", "in_list": b"]q\x00h\x00a.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pickle", _ATTACKS.values(), ids=_ATTACKS.keys())
+def test_a_few_bytes_that_would_take_forever_or_all_of_the_memory_are_refused(pickle, tmp_path):
+    _save(tmp_path / "a.ckpt", pickle, bytes(4))
+    with pytest.raises(MicronetError, match="--weights"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_a_long_name_or_shape_does_not_take_memory_again_and_again(tmp_path):
+    """It would take the square of the file's size."""
+    name = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    _save(tmp_path / "a.ckpt", name + b"q\x00h\x00\x93" + b"h\x00h\x00\x93" * 200_000 + b".")
+    with pytest.raises(MicronetError, match="names a class by an object, or at length"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_objects_that_take_more_than_the_free_memory_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "available_memory", lambda: 100_000)
+    _save(tmp_path / "a.ckpt", b"}" * 1000 + b".")
+    with pytest.raises(MicronetError, match="need more memory than is free"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_widths_that_a_file_does_not_hold_are_refused(tmp_path):
+    """The convolutions share a few values; a network of these widths takes gigabytes."""
+    values = torch.zeros(4000, 1, 1, 1)
+    torch.save({f"{index}.weight": values for index in range(9)}, tmp_path / "a.pth")
+    with pytest.raises(MicronetError, match="for which its file is too small"):
+        import_model("nin", {}, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("beside", [None, Held()], ids=["alone", "object"])
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
+def test_all_kinds_of_tensors_are_read_as_torch_reads_them(new, beside, tmp_path):
+    noted, parameter, values = torch.rand(2), nn.Parameter(torch.rand(3)), torch.arange(-3.0, 4)
+    noted.note = parameter.note = "kept by torch"
+    dtypes = "uint8 int8 int16 int32 int64 bool float16 bfloat16 float64 uint16 uint32 uint64 float8_e4m3fn float8_e5m2"
+    tensors = {
+        **{name: values.abs().to(getattr(torch, name)) for name in dtypes.split()},
+        "noted": noted, "parameter": parameter, "buffer": nn.Buffer(torch.rand(2)), "empty": torch.empty(0, 3),
+        "negative": torch.rand(2, 3, dtype=torch.complex64).conj().imag[1:], "trained": nn.Parameter(values)[::2],
+    }  # fmt: skip
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": tensors, "beside": beside}, path, _use_new_zipfile_serialization=new)
+    read = read_weights(path)
+    assert read.keys() == tensors.keys()
+    assert all(read[name].dtype == tensor.dtype for name, tensor in tensors.items())
+    assert all(torch.equal(read[name].double(), tensor.double()) for name, tensor in tensors.items())
+
+
+class Scaled(torch.Tensor):
+    """A tensor whose values are others than its numbers."""
+
+
+@pytest.mark.parametrize("beside", [None, Held()], ids=["alone", "object"])
+@pytest.mark.parametrize(
+    ("tensor", "why"),
+    [
+        (torch.eye(2).to_sparse(), "weight is sparse; convert"),
+        (torch.empty(2, device="meta"), r"weight is without values \(on the meta device\); convert"),
+        (torch.ones(2, dtype=torch.complex64).conj(), "weight is complex; convert"),
+        (torch.ones(2).as_subclass(Scaled), r"the class \S*test_foreign.Scaled in the place of weights"),
+    ],
+    ids=["sparse", "meta", "complex", "class"],
+)
+def test_tensors_that_are_not_read_are_named(tensor, why, beside, tmp_path):
+    torch.save({"state_dict": {"weight": tensor}, "beside": beside}, tmp_path / "a.ckpt")
+    with pytest.raises(MicronetError, match=why):
+        read_weights(tmp_path / "a.ckpt")
+
+
+def test_metadata_of_a_tensor_that_are_unknown_are_refused(tmp_path):
+    metadata = b"}X\x06\0\0\0scaled\x88s"
+    tensor = _ONE.removesuffix(b"t") + metadata + b"tR"
+    _save(tmp_path / "a.ckpt", b"}X\x06\0\0\0weight" + tensor + b"s.", bytes(4))
+    with pytest.raises(MicronetError, match="a tensor with metadata that are not read"):
+        read_weights(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-40], lambda data: data.replace(b"\x03" + bytes(7), b"\xff" * 8)]
+)
+def test_files_of_old_torch_that_end_early_or_count_wrongly_are_refused(damage, tmp_path):
+    torch.save({"weight": torch.ones(100)[:3].clone()}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "a.pth").write_bytes(damage((tmp_path / "a.pth").read_bytes()))
+    with pytest.raises(MicronetError, match=r"a\.pth (cannot be read: it ends early|is corrupted)"):
+        read_weights(tmp_path / "a.pth")
+
+
+def test_ordered_dicts_of_python_2_are_read(tmp_path):
+    tensor = _ONE + b"R"
+    _save(tmp_path / "a.ckpt", b"ccollections\nOrderedDict\n]](U\x06weight" + tensor + b"ea\x85R.", bytes(4))
+    assert read_weights(tmp_path / "a.ckpt") == {"weight": torch.zeros(1)}
