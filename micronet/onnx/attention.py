@@ -1,7 +1,8 @@
 """``scaled_dot_product_attention`` as products and a softmax, for the calls that torch's exporter cannot write.
 
 It refuses tensors that do not have four axes, and at opset 23 keys of one head for queries of several. Of a negative
-scale it takes the root, and where a mask hides all keys from a query, it computes NaN or their mean instead of zeros.
+scale it takes the root, and where a mask hides all keys from a query, it computes NaN or their mean instead of zeros. A
+mask that hides some keys in the example may hide all of them from a query of another input.
 """
 
 from collections.abc import Callable
@@ -40,8 +41,7 @@ def _is_unusual(
         return True
     if attn_mask is None:
         return False
-    hidden = ~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -torch.inf
-    return bool(hidden.all(-1).any())
+    return attn_mask.dtype == torch.bool or bool((attn_mask == -torch.inf).any())
 
 
 def attention_translation(opset: int) -> dict[Any, Callable[..., Any]]:

@@ -5,7 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx_ir as ir
@@ -50,6 +50,12 @@ class _Phases(io.TextIOBase):
                     self._progress.step(f"exporting: {phase}", number, len(PHASES))
         return len(text)
 
+    def close(self) -> None:
+        """Pass on what is left of a line."""
+        if not self.closed and self._line:
+            self._out.write(self._line)
+        super().close()
+
 
 def export_graph(
     model: nn.Module, images: Tensor | Inputs, config: ExportConfig, progress: Progress | None = None
@@ -81,7 +87,7 @@ def export_graph(
     if attention.found:
         translations |= attention_translation(config.opset)
     try:
-        with redirect_stdout(_Phases(progress or Silent())):
+        with closing(_Phases(progress or Silent())) as phases, redirect_stdout(phases):
             program = _run_exporter(model, example, axes, inputs, config.opset, translations)
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""

@@ -1,11 +1,9 @@
 """Float ONNX files with weights in 16 bits: those of the layers that stay in float keep their size."""
 
 import math
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from micronet.onnx.ops import RECURRENT, WEIGHTED_OPS
@@ -24,9 +22,9 @@ def stores_halves(proto: onnx.ModelProto) -> bool:
 
 
 def store_halves(proto: onnx.ModelProto) -> None:
-    """Store the float weights of a model in 16 bits, in place, with Casts that runtimes compute as they load it.
+    """Store the float weights of a model that 16 bits hold, in place, with Casts that runtimes compute as they load it.
 
-    A weight that was in 16 bits has other values after a batch norm was folded into it, and is rounded again.
+    Those that a batch norm was folded into, or that always had 32 bits, stay in 32.
     """
     graph, casts = proto.graph, []
     weights = {name for node in graph.node if node.op_type in WEIGHTED_OPS | RECURRENT for name in node.input[1:]}
@@ -34,13 +32,10 @@ def store_halves(proto: onnx.ModelProto) -> None:
         if tensor.data_type != TensorProto.FLOAT or tensor.name not in weights or math.prod(tensor.dims) < FEWEST:
             continue
         values, name = numpy_helper.to_array(tensor), tensor.name
-        if _fits(values):
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        halves = values.astype(np.float16)
+        if np.array_equal(halves, values):
+            tensor.CopyFrom(numpy_helper.from_array(halves, f"{name}_half"))
             casts.append(helper.make_node("Cast", [tensor.name], [name], f"{name}_Cast", to=TensorProto.FLOAT))
     nodes = [*casts, *graph.node]
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _fits(values: NDArray[Any]) -> bool:
-    return bool(np.abs(values).max(initial=0) <= np.finfo(np.float16).max)

@@ -3,6 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
+from micronet.runtimes.openvino_quantizers import move_quantizers
+
 REDUCTIONS = {"ReduceMax": "reduce_max", "ReduceMin": "reduce_min"}
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 FOLDED = ("Convert", "Multiply", "Subtract", "Unsqueeze")  # what a stored bias goes through, besides Reshape
@@ -13,6 +15,7 @@ def read_model(library: Any, core: Any, path: str) -> Any:
     model = core.read_model(path)
     operators, nodes = library.opset13, model.get_ordered_ops()
     reads_shapes = any(map(_reads_shapes, nodes))
+    move_quantizers(operators, nodes)
     for node in nodes:
         kind = node.get_type_name()
         if kind in REDUCTIONS and not node.get_attributes()["keep_dims"]:
