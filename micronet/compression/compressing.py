@@ -32,7 +32,7 @@ from micronet.data.memory import MemoryData
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import predictor
 from micronet.graph.ops import BATCH_NORMS
-from micronet.models.device import pick_device
+from micronet.models.device import Inputs, pick_device
 from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
 from micronet.quantization.fold import can_fold
@@ -159,7 +159,8 @@ class Compressing:
         try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
         if SHARES and self.goal.quantity == "size" and self.settings.runtime in STORES_FEW:
             try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
-        try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.model, self.batches))
+        if not isinstance(self.batches[0], Inputs) or len(self.batches[0]) == 1:
+            try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.model, self.batches))
         rounds = self._rounds()
         self._prune(rounds)
         return self._finish()

@@ -31,6 +31,10 @@ class Folder(NamedTuple):
     files: Mapping[str, bytes]  # by their paths in it
     note: Mapping[str, Any]  # JSON values
 
+    def __repr__(self) -> str:
+        """Name the files, without their bytes."""
+        return f"Folder({', '.join(f'{path} ({len(data):,} bytes)' for path, data in self.files.items())})"
+
 
 def check_output_folder(path: Path, *, force: bool) -> None:
     """Raise MicronetError if no folder can be written at ``path``, or something is there that must stay.
