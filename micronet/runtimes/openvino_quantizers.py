@@ -20,20 +20,18 @@ MOVES = frozenset({
 CONVOLUTIONS = frozenset({
     "Convolution", "ConvolutionBackpropData", "GroupConvolution", "GroupConvolutionBackpropData",
 })  # fmt: skip
+IMAGE_AXES = 4
 MAPS_READERS = CONVOLUTIONS | {"AvgPool", "MaxPool"}
-IN_INTEGERS = frozenset({
-    "Add", "AvgPool", "Interpolate", "MaxPool", "Multiply", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
-})  # fmt: skip
-MAPS = 4  # axes of feature maps
 
 
 def move_quantizers(operators: Any, nodes: list[Any]) -> None:
     """Move the quantizers of a network, in place; ``nodes``: its operators, in their order."""
+    maps = {len(node.output(0).get_partial_shape()) for node in nodes if node.get_type_name() in CONVOLUTIONS}
     for node in nodes:
         kind, end = node.get_type_name(), _dequantized(node)
         if kind == "FakeQuantize" and end is not None:
             for reader in sorted(end.get_target_inputs(), key=lambda each: each.get_node().get_friendly_name()):
-                if not _stays(end, reader):
+                if not _stays(end, reader, maps):
                     _sink(operators, node, node.input_value(0), reader)
             _keep_behind(operators, node, end)
         elif kind == "Multiply" and (values := _stored(node.output(0))) is not None:
@@ -80,13 +78,18 @@ def _dequantized(rounding: Any) -> Any | None:
     return None
 
 
-def _stays(value: Any, reader: Any) -> bool:
-    """Return True if a reader of a dequantized tensor computes in integers as it is."""
+def _stays(value: Any, reader: Any, maps: set[int]) -> bool:
+    """Return True if a reader of a dequantized tensor gets it as it is: of feature maps, or a layer in integers.
+
+    ``maps``: how many axes feature maps have.
+    """
     node, axes = reader.get_node(), len(value.get_partial_shape())
     kind = node.get_type_name()
-    if kind in CONVOLUTIONS | {"MatMul", "Result"} or (kind in IN_INTEGERS and axes == MAPS):
-        return True
-    return kind in MOVES and not MAPS_READERS.isdisjoint(_kinds_behind(node))
+    if kind in MOVES:
+        return not MAPS_READERS.isdisjoint(_kinds_behind(node))
+    if kind.startswith("Reduce"):
+        return axes == IMAGE_AXES  # others are read beyond their end
+    return axes in maps or kind in CONVOLUTIONS | {"MatMul", "Result"}
 
 
 def _kinds_behind(node: Any) -> Iterator[str]:
