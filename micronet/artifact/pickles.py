@@ -204,10 +204,9 @@ class _Machine:
     def _make(self, name: str, arg: Any) -> None:
         stack = self._stack
         if name in ("GLOBAL", "STACK_GLOBAL"):
+            # names of any length, joined often, would fill memory
             parts = [arg] if name == "GLOBAL" else [stack.pop(), stack.pop()][::-1]
-            if not all(
-                isinstance(part, str) and len(part) < 1000 for part in parts
-            ):  # joined often, others fill memory
+            if not all(isinstance(part, str) and len(part) < 1000 for part in parts):
                 raise CheckpointError("it names a class by an object, or at length")
             stack.append(_Name(".".join(parts).replace(" ", ".")))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):

@@ -68,7 +68,7 @@ def file_noise(
     names, found = layer_names(folded), dict[str, dict[str, float]]()
     requantize = partial(_requantize, folded, ranges)
     for done, name in enumerate(names, 1):
-        error = error_of(folded, requantize, [name], feeds)
+        error = error_of(folded, requantize, [other for other in names if other != name], feeds)
         if error is not None:
             found[name] = {"noise": min(error**2, MOST_NOISE), "error": error}
         progress.step("quantizing layers alone", done, len(names))

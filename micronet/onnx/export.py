@@ -78,6 +78,17 @@ def to_onnx(
     check_size(_stored_bytes(model))
     exported = export_graph(model, images, config, progress)
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
+    proto = _as_proto(exported, artifact, images, config)
+    if quantized and config.target == "ort" and pairs:
+        proto = share_weights(proto)
+    if config.low_bit_storage:
+        proto = pack_weights(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _as_proto(exported: ir.Model, artifact: Artifact, images: Tensor | Inputs, config: ExportConfig) -> onnx.ModelProto:
+    """Return an exported model with its metadata, in half precision or with the preprocessing if that is wanted."""
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
     about = _about(artifact)
@@ -88,11 +99,6 @@ def to_onnx(
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
-    if quantized and config.target == "ort" and pairs:
-        proto = share_weights(proto)
-    if config.low_bit_storage:
-        proto = pack_weights(proto)
-    onnx.checker.check_model(proto, full_check=True)
     return proto
 
 

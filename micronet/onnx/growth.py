@@ -1,13 +1,12 @@
 """Why a quantized ONNX file is larger than the float one, by what takes the bytes."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import onnx
 
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
-from micronet.onnx.stored import stored_tensors
+from micronet.onnx.stored import content_key, stored_tensors
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 COPIES = "a weight is stored once for each layer or call that reads it"
@@ -38,7 +37,7 @@ def describe_growth(before: onnx.ModelProto, after: onnx.ModelProto, repeated: i
 
 
 def _float_bytes(proto: onnx.ModelProto, scales: set[str]) -> int:
-    """Return the bytes of different stored floats that are no scales."""
+    """Return the bytes of the distinct stored floats, without the scales."""
     every = (each for name, each in stored_tensors(proto.graph) if name not in scales)
     floats = _contents(each for each in every if each.data_type in FLOATS)
     return sum(size for _, size, first in floats if first)
@@ -49,6 +48,6 @@ def _contents(tensors: Iterable[onnx.TensorProto]) -> Iterator[tuple[str, int, b
     seen = set[tuple[Any, ...]]()
     for tensor in tensors:
         values = onnx.numpy_helper.to_array(tensor)
-        key = values.shape, values.dtype, hashlib.sha256(values.tobytes()).digest()
+        key = content_key(values)
         yield tensor.name, values.nbytes, key not in seen
         seen.add(key)

@@ -3,7 +3,6 @@
 The ranges come from histograms (four calibrators, O(bins) memory per tensor) or from a TensorRT calibration cache.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from micronet.onnx.integer_plan import NO_RANGE, Plan, Planner
 from micronet.onnx.ops import CONTROL, DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
 from micronet.onnx.sessions import run_feed
 from micronet.onnx.simplify import simplify
+from micronet.onnx.stored import content_key
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.runtimes.onnxruntime import check_size, exposing_session, optimize
@@ -104,8 +104,7 @@ def _merge_equal(graph: ir.Graph) -> None:
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_output() or value.is_graph_input():
             continue
-        content = hashlib.sha256(tensor.tobytes()).digest()
-        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), content), value)
+        kept = first.setdefault((tensor.dtype, *content_key(tensor.numpy())), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
             graph.initializers.pop(str(value.name))

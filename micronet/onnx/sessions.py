@@ -31,7 +31,7 @@ def session_for(proto: onnx.ModelProto, names: Sequence[str]) -> Compute:
 
 
 def one_sample(session: Any, feed: Feed) -> Feed:
-    """Return the first sample of a feed, or all of it if its first axis is fixed, or is no batch."""
+    """Return the first sample of a feed, or all of it if its first axis is fixed or is not a batch."""
     entries = {entry.name: entry.shape[:1] for entry in session.get_inputs()}
     one = {name: x if isinstance(next(iter(entries[name]), 0), int) else x[:1] for name, x in feed.items()}
     try:

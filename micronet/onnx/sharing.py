@@ -1,6 +1,5 @@
 """Store equal tensors once: weights of a layer that is called several times, or that several layers share."""
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
-from micronet.onnx.stored import PACKED_BITS, node_lists
+from micronet.onnx.stored import PACKED_BITS, content_key, node_lists
 
 SMALLEST_BYTES = 256  # less than a node and its names take
 
@@ -60,10 +59,9 @@ def _repeated(graph: onnx.GraphProto) -> dict[str, tuple[str, bool]]:
     for tensor in graph.initializer:
         if tensor.ByteSize() < SMALLEST_BYTES or tensor.name in fixed or tensor.data_type == onnx.TensorProto.STRING:
             continue
-        values = numpy_helper.to_array(tensor)
         dequantized = tensor.name in integers and tensor.data_type not in PACKED_BITS
-        key = tensor.data_type, values.shape, hashlib.sha256(values.tobytes()).digest(), dequantized
-        kept = first.setdefault(key, tensor.name)
+        content = content_key(numpy_helper.to_array(tensor))
+        kept = first.setdefault((tensor.data_type, dequantized, content), tensor.name)
         if kept != tensor.name:
             found[tensor.name] = kept, dequantized
     return found

@@ -1,5 +1,6 @@
 """What ONNX files store: graphs, and tensors, whose bytes are counted before memory is reserved."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,11 @@ UNPACKING: dict[str, Callable[..., NDArray[Any]]] = {  # the operators that unpa
     "Slice": lambda x, start, stop: x[tuple(map(slice, start, stop))],
     "Add": lambda a, b: a + b.reshape(a.shape),
 }
+
+
+def content_key(values: NDArray[Any]) -> tuple[Any, ...]:
+    """Return what only tensors of the same type, shape and content have in common."""
+    return values.dtype, values.shape, hashlib.sha256(values.tobytes()).digest()
 
 
 def node_lists(*roots: Any) -> Iterator[Any]:

@@ -4,7 +4,7 @@ ONNX files round what a layer gives, since ONNX Runtime needs that; operators th
 OpenVINO 2026.4 moves a dequantization through such operators, and does so wrongly where axis 1 is not the channels': it
 crashes (a shifted window), refuses to compile or returns other numbers (a class token), or reads beyond a tensor (the
 mean of tokens). Its layers can return floats, so a linear layer that reads integers rounds right before it instead,
-which gives it the same ones, and what computes in floats reads floats. Between convolutions, all stays as it is.
+which gives it the same ones, and what computes in floats reads floats. Between convolutions, nothing changes.
 """
 
 from collections.abc import Iterator
@@ -28,16 +28,19 @@ def move_quantizers(operators: Any, nodes: list[Any]) -> None:
     """Move the quantizers of a network, in place; ``nodes``: its operators, in their order."""
     maps = {len(node.output(0).get_partial_shape()) for node in nodes if node.get_type_name() in CONVOLUTIONS}
     for node in nodes:
-        kind, end = node.get_type_name(), _dequantized(node)
-        if kind == "FakeQuantize" and end is not None:
+        kind = node.get_type_name()
+        if kind == "FakeQuantize" and (end := _dequantized(node)) is not None:
             for reader in sorted(end.get_target_inputs(), key=lambda each: each.get_node().get_friendly_name()):
                 if not _stays(end, reader, maps):
                     _sink(operators, node, node.input_value(0), reader)
             _keep_behind(operators, node, end)
-        elif kind == "Multiply" and (values := _stored(node.output(0))) is not None:
-            for reader in node.output(0).get_target_inputs():
-                if reader.get_node().get_type_name() in MOVES - {"Reshape"}:  # a bias is reshaped
-                    reader.replace_source_output(operators.constant(values, np.float32).output(0))
+        elif kind == "Multiply":
+            readers = node.output(0).get_target_inputs()  # a bias is reshaped
+            moves = [each for each in readers if each.get_node().get_type_name() in MOVES - {"Reshape"}]
+            if moves and (values := _stored(node.output(0))) is not None:
+                stored = operators.constant(values, np.float32).output(0)
+                for reader in moves:
+                    reader.replace_source_output(stored)
 
 
 def _keep_behind(operators: Any, rounding: Any, end: Any) -> None:

@@ -1,7 +1,7 @@
 """Which layers of an ONNX file lose the most accuracy in integers."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from shlex import quote
@@ -29,19 +29,18 @@ def layer_names(proto: onnx.ModelProto) -> list[str]:
 
 
 def error_of(
-    folded: onnx.ModelProto, requantize: Requantize, layers: Sequence[str], feeds: Sequence[Feed]
+    folded: onnx.ModelProto, requantize: Requantize, others: Iterable[str], feeds: Sequence[Feed]
 ) -> float | None:
-    """Return the outputs' relative error if only some layers are quantized; None if all of them stay in float anyway.
+    """Return the outputs' relative error if some layers stay in float; None if all of them do anyway.
 
     Args:
         folded: A float model from ``prepare``.
         requantize: Quantizes it, but for some layers.
-        layers: Those to quantize.
+        others: Those to leave in float.
         feeds: The inputs.
     """
-    others = {name: EXCLUDED for name in layer_names(folded) if name not in layers}
     try:
-        return compare_files(folded, requantize(others), feeds)["error"]
+        return compare_files(folded, requantize(dict.fromkeys(others, EXCLUDED)), feeds)["error"]
     except MicronetError:
         return None
 
@@ -51,7 +50,7 @@ def describe_destroyers(
 ) -> str:
     """Say which layers make most of the noise, each measured alone, and how close the outputs are with these in float.
 
-    The arguments are those of ``error_of``. Returns nothing if it is not a few layers that make the noise.
+    The arguments are as in ``error_of``. Returns nothing if it is not a few layers that make the noise.
     """
     session = open_files(folded)[0]
     sampled = [one_sample(session, feed) for feed in feeds[:: max(1, len(feeds) // RUNS)][:RUNS]]
@@ -61,7 +60,8 @@ def describe_destroyers(
     while True:
         noise = {}
         for group in reported(groups, "looking for the layers that lose accuracy", progress):
-            noise[group] = (error_of(folded, requantize, group, sampled) or 0.0) ** 2
+            others = [name for name in names if name not in group]
+            noise[group] = (error_of(folded, requantize, others, sampled) or 0.0) ** 2
         worst = _worst(noise)
         if all(len(group) == 1 for group in worst):
             break
