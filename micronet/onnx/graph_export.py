@@ -21,6 +21,7 @@ from micronet.onnx import operators
 from micronet.onnx.attention import UnusualAttention, attention_translation
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.failures import describe_failure
+from micronet.onnx.lengths import lengths_stay_free
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
@@ -120,7 +121,7 @@ def _run_exporter(
     translations: dict[Any, Any],
 ) -> Any:  # fmt: skip
     """Return torch's program for a network; raises whatever the exporter raises."""
-    with _silent(), shapes_alone(model), torch.no_grad():
+    with _silent(), shapes_alone(model), lengths_stay_free(model), torch.no_grad():
         shapes: Any = tuple(axes for _ in example)
         source: Any = model
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
@@ -163,9 +164,9 @@ def _name_axes(graph: ir.Graph, axes: dict[int, str]) -> None:
     first = graph.inputs[0].shape
     if first is not None and (fixed := [name for axis, name in axes.items() if isinstance(first[axis], int)]):
         raise MicronetError(
-            f"forward() fixes the size of the axis {' and '.join(fixed)} as it was for the example, for instance in a "
-            "Python loop over the samples; write it with tensor operations, or pass --dynamic none, a file for one "
-            "sample at a time"
+            f"forward() fixes the size of the axis {' and '.join(fixed)} as it was for the example, for instance by a "
+            "Python loop over the samples or int(x.shape[0]); write it with tensor operations and x.shape[0], or pass "
+            "--dynamic none, a file for one sample at a time"
         )
     names = {str(first[axis]): name for axis, name in axes.items()} if first is not None else {}
     for value in (*graph.inputs, *graph.outputs):

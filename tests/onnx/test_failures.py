@@ -59,3 +59,14 @@ def test_a_size_that_depends_on_values_is_named_with_its_line_and_a_way_on():
     ) as found:
         export_graph(Selecting(), IMAGES, ExportConfig())
     assert "--dynamic" not in str(found.value)  # it would not help
+
+
+class Flattening(nn.Module):
+    def forward(self, x):
+        return x.reshape(len(x), len([*self.children(), x]), -1)
+
+
+def test_the_len_of_a_tensor_stays_free_in_the_file():
+    graph = export_graph(Flattening(), IMAGES, ExportConfig()).graph
+    assert str(graph.outputs[0].shape) == "[batch,1,48]"
+    assert "len" not in globals()
