@@ -3,7 +3,6 @@
 Only tensors are read, as ``artifact.pickles`` says; no code of a file runs.
 """
 
-import mmap
 import warnings
 import zipfile
 from itertools import chain
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from micronet.artifact.artifact import Artifact, load_state
+from micronet.artifact.file_kinds import what_it_is
 from micronet.artifact.header import StageRecord
 from micronet.artifact.pickles import CheckpointError, Unread, read_checkpoint
 from micronet.core.machine import available_memory
@@ -123,8 +123,7 @@ def _why_no_state(loaded: Any) -> str:
 def _load_pickle(path: Path) -> Any:
     """Load a PyTorch file; raise MicronetError if it would take more memory than its own size, or than is free.
 
-    torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch's
-    own reader lets a pickle make in any length; here nothing makes it.
+    torch stores tensors as they are, so a compressed member is a bomb.
     """
     size, free = path.stat().st_size, available_memory()
     if size > free:
@@ -132,21 +131,20 @@ def _load_pickle(path: Path) -> Any:
             f"--weights {path} has {size >> 20:,} MiB, but {free >> 20:,} MiB of memory are free; end other programs "
             "or import it on a machine with more memory"
         )
-    refused = None
+    if (other := what_it_is(path)) is not None:
+        raise MicronetError(f"--weights {path} {other}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+        refused = None
         if any(each.compress_type != zipfile.ZIP_STORED for each in members):
             refused = "has compressed members"
         elif sum(each.file_size for each in members) > size:
             refused = "has members that are larger than the file"
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"bytearray") >= 0:
-            refused = "makes a bytearray"
-    if refused:
-        raise MicronetError(
-            f"--weights {path} {refused}, as no file of torch.save(model.state_dict(), path) does; {SAVE_AGAIN}"
-        )
+        if refused:
+            raise MicronetError(
+                f"--weights {path} {refused}, as no file of torch.save(model.state_dict(), path) does; {SAVE_AGAIN}"
+            )
     try:
         return read_checkpoint(path)
     except CheckpointError as error:
