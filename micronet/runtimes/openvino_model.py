@@ -22,6 +22,9 @@ def read_model(library: Any, core: Any, path: str) -> Any:
             _keep_axes(operators, node)
         elif kind == "FakeQuantize" and reads_shapes:
             _move_bias(operators, node)
+    for number, node in enumerate(model.get_ordered_ops()):
+        if node.get_friendly_name() == node.get_name():  # OpenVINO's, from a counter of all that the process made
+            node.set_friendly_name(f"{node.get_type_name()}.{number}")
     return model
 
 
