@@ -78,13 +78,14 @@ def test_nodes_without_names_are_counted_one_by_one():
     assert found["linear"] == {"integer": 1, "all": 2} and list(found["float"]) == ["MatMul producing t5_0"]
 
 
-def test_products_with_stored_tensors_are_no_linear_layers():
-    net = Net()
+@pytest.mark.parametrize("product", [("MatMul", {}), ("Einsum", {"equation": "ab,bc->ac"})], ids=["matmul", "einsum"])
+def test_products_with_stored_tensors_are_no_linear_layers(product):
+    net, (op, options) = Net(), product
     grid = (np.array(0.05, F32), np.array(128, np.uint8))
     x = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
     weight = net("DequantizeLinear", np.ones((8, 4), np.int8), np.full(4, 0.1, F32), np.zeros(4, np.int8), axis=1)
     y = net("MatMul", net("MatMul", x, weight), net.weight(4, 4))  # as relative positions are
-    proto = net.model({"x": (TensorProto.FLOAT, [3, 8])}, {net("MatMul", net.weight(2, 3), y): 2})
+    proto = net.model({"x": (TensorProto.FLOAT, [3, 8])}, {net(op, net.weight(2, 3), y, **options): 2})
     assert count_integer_layers(proto)["linear"] == {"integer": 1, "all": 2}  # of another tool
     note(proto, left_float={"matmul()": STORED_FACTOR}, history=[{"stage": "quantize"}])
     found = count_integer_layers(proto)

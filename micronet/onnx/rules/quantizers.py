@@ -1,10 +1,10 @@
 """Rules on the quantizers of activations: where they are missing, and grids that a runtime does not fuse or refuses."""
 
-from onnx_ir import DataType, Node, Value
+from onnx_ir import DataType, Value
 
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import title
-from micronet.onnx.ops import CLIP_OPS, MOVING_OPS, QUANTIZE
+from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, MOVING_OPS, QUANTIZE
 from micronet.onnx.rules.rule import (
     FOR_ORT,
     FOR_TENSORRT,
@@ -20,20 +20,25 @@ from micronet.onnx.rules.rule import (
 
 @rule(f"{PTQ}, which quantizes every input of Add and Concat", ort="warning")
 def mixed_inputs(file: LintedFile) -> Matches:
-    """Find joins of quantized and float tensors."""
+    """Find joins of quantized and float tensors whose results are quantized; others would be in float anyway."""
     for node in (node for node in file.graph.nodes if node.op_type in ("Add", "Concat")):
-        inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+        inputs = [value for value in node.inputs if value is not None and not _is_stored(value)]
         floats = [value for value in inputs if not view.is_dequantized(value)]
-        if 0 < len(floats) < len(inputs):
+        if 0 < len(floats) < len(inputs) and QUANTIZE in view.fused_consumers(node):
             missing = f"{len(floats)} of {len(inputs)} inputs are not quantized"
-            cure = f"none: {_why_mixed(node, floats[0])}" if file.by_ptq else None
+            cure = f"none: {_why_mixed(floats[0])}" if file.by_ptq else None
             yield Match(node, f"{missing}: ONNX Runtime runs this node in float", cure)
 
 
-def _why_mixed(node: Node, missing: Value) -> str:
+def _is_stored(value: Value) -> bool:
+    """Return True for a constant, and for one that is stored as integers, such as a bias."""
+    node = value.producer()
+    dequantized = node is not None and node.op_type == DEQUANTIZE and view.stored(node) is not None
+    return value.const_value is not None or dequantized
+
+
+def _why_mixed(missing: Value) -> str:
     """Return why quantize FILE.onnx left the input of a join in float."""
-    if QUANTIZE not in view.fused_consumers(node):
-        return "no layer in integers reads its result, so integers would only cost time"
     source = missing.producer()
     return f"its input {missing.name if source is None else f'from {title(source)}'} stays in float"
 
