@@ -148,7 +148,10 @@ class Compressing:
             walk = f"{len(POINTS)} plans of a walk that cuts the channels that save most for what they lose"
             names = [walk, *map(uniform_name, UNIFORM)] if self.groups.widths else []
             return Outcome(None, {"plan": outline(self, names, len(POINTS) + len(UNIFORM) if names else 0)})
-        workshop = self.workshop
+        workshop, judge = self.workshop, self.workshop.judge
+        if isinstance(judge, DataJudge) and judge.metric is not None:
+            with eval_mode(self.model):
+                judge.check_metric(predictor(self.model))  # type: ignore[arg-type]  # it only runs
         whole = workshop.confirm("float", Plan())
         workshop.check_budget(self.settings.budget)
         if self.goal.quantity == "macs" and whole.macs is None:

@@ -7,6 +7,7 @@ from micronet.compression.point import Point, Quantity, spell_drop
 from micronet.core.config import flag
 from micronet.core.timing import NOISE
 
+SAME_SIZE = 1.02  # sizes this close are alike: a file records how often its network was trained, for instance
 UNITS = {"latency": "latency", "size": "size", "macs": "multiply-accumulates"}
 
 
@@ -41,8 +42,8 @@ class Goal:
 
         With a target, it is the one with the least drop that meets it. Otherwise, or if none within the drop meets it,
         it is the one with the least of the quantity within the drop; of those that are as fast within the noise of
-        timing, the one with the least drop. Within the drop means that the drop and its standard error are: the best
-        of many candidates on few samples is one that was lucky on them.
+        timing, or nearly as small, the one with the least drop, and then the smallest. Within the drop means that the
+        drop and its standard error are: the best of many candidates on few samples is one that was lucky on them.
         """
         made = [point for point in points if not point.failed]
         whole = self.value(made[0])
@@ -50,9 +51,9 @@ class Goal:
         meeting = [point for point in within if self.is_met_by(self.value(point) / whole)]
         if meeting:
             return Choice(min(meeting, key=lambda point: (point.drop, self.value(point))))
-        limit = min(map(self.value, within)) * (NOISE if self.quantity == "latency" else 1.0)
+        limit = min(map(self.value, within)) * {"latency": NOISE, "size": SAME_SIZE}.get(self.quantity, 1.0)
         alike = [point for point in within if self.value(point) <= limit]
-        least = min(alike, key=lambda point: (point.drop, self.value(point)))
+        least = min(alike, key=lambda point: (point.drop, point.size_bytes))
         if self.target is None:
             return Choice(least)
         return Choice(least, self._miss(made, whole, least))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from statistics import stdev
 from typing import Any, Protocol
 
@@ -82,7 +83,17 @@ class DataJudge:
                 meter.update(outputs, targets)
             done += batch_length(inputs)
             report(done, len(split))
-        return [meters[0].compute(), *map(_of_part, meters[1:])]
+        return [meters[0].compute(), *_of_parts(*meters)]
+
+    def check_metric(self, network: Network) -> None:
+        """Raise MicronetError if the task does not have the metric, as far as some samples show."""
+        inputs, targets = next(
+            iter(self.data.referenced(eval_batches(self.data.validation, self.data.spec, MOST_IN_PART)))
+        )
+        meter = self.data.task.meter()
+        meter.update(run_batch(self._adapt(network), inputs), targets)
+        if metrics := _metrics(meter):
+            quality(self, metrics)
 
     def check(self, network: Network, name: str) -> None:
         """Raise MicronetError if a network does not suit the data and their task."""
@@ -128,13 +139,33 @@ class FeedJudge:
             for similarity in (similarities[0], similarities[-1]):
                 similarity.update([torch.from_numpy(np.asarray(each)) for each in several], reference)
             report(done, len(self._feeds))
-        return [each.compute() for each in similarities]
+        return [similarities[0].compute(), *_of_parts(*similarities)]
 
 
-def _of_part(meter: Meter) -> Metrics:
-    """Return the metrics of a part; none if the task, which may be the user's, has none of so few samples."""
+def _of_parts(whole: Meter, *parts: Meter) -> list[Metrics]:
+    """Return the metrics of parts of the samples; none where the task, which may be the user's, has none of so few.
+
+    Meters that add up ``totals`` give the pseudo-values of the jackknife (Tukey 1958): n metrics of all samples less
+    n - 1 of all without the part. They are the parts' own values if the metric is a mean over samples; the mean IoU
+    of a few images says little of that of all.
+    """
+    totals = getattr(whole, "totals", None)
+    if totals is None:
+        return list(map(_metrics, parts))
+    found, everything = [], _metrics(whole)
+    for part in parts:
+        rest: Any = copy(whole)
+        rest.totals = totals - part.totals  # type: ignore[attr-defined]  # it is the same kind of meter
+        without = _metrics(rest)
+        found.append(
+            {name: len(parts) * everything[name] - (len(parts) - 1) * value for name, value in without.items()}
+        )
+    return found
+
+
+def _metrics(meter: Meter) -> Metrics:
     try:
-        return meter.compute()
+        return {name: value for name, value in meter.compute().items() if math.isfinite(value)}
     except Exception:  # whatever a user's meter raises
         return {}
 

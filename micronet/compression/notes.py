@@ -23,13 +23,15 @@ class Notes:
     """The results of a search by name, each with the seconds that it took.
 
     Whatever decides what comes next is noted, measured times too. So a search that goes on decides as it did before.
-    With another goal, such as a larger budget, what was measured still holds, and what was decided does not.
+    With another goal, such as a larger budget, what was measured still holds, and what was decided does not; a search
+    that came to its end leaves the next one all of its budget.
 
     Attributes:
         path: The file.
         key: The hash of all that measurements depend on.
         goal: What is asked for.
         found: The results.
+        settled: Seconds of the searches that came to their end.
         lost: Seconds spent on results that were not finished, or that hold for another goal, by their names.
         begun: When the results that are being found were begun, by ``time.monotonic``.
         written: When the file was written, likewise.
@@ -40,6 +42,7 @@ class Notes:
     goal: str = ""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)
+    settled: float = 0.0
     begun: dict[str, float] = field(default_factory=dict)
     written: float = -math.inf
 
@@ -57,12 +60,15 @@ class Notes:
             MicronetError: The notes are those of a search with other settings, or the folder holds other files.
         """
         path = folder / FILE
+        if folder.exists() and not folder.is_dir():
+            raise MicronetError(f"{folder} is a file; choose a new name for the folder of the search with -o")
         if not folder.exists() or not any(folder.iterdir()):
             return cls._new(path, key, goal)
         try:
             noted = parse_json(read_text(path))
             found, lost, noted_key, noted_goal = noted["found"], noted["lost"], noted["key"], noted["goal"]
-            _check(found, lost)
+            settled = noted.get("settled", 0.0)
+            _check(found, {**lost, "settled": settled})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if force:
                 return cls._new(path, key, goal)
@@ -71,7 +77,7 @@ class Notes:
             if noted_goal != goal:
                 lost |= {name: each["seconds"] for name, each in found.items() if each["decided"]}
                 found = {name: each for name, each in found.items() if not each["decided"]}
-            return cls(path, key, goal, found, lost)
+            return cls(path, key, goal, found, lost, settled)
         if force or not found:
             shutil.rmtree(folder / CANDIDATES, ignore_errors=True)  # of the other search
             return cls._new(path, key, goal)
@@ -99,7 +105,15 @@ class Notes:
 
     @property
     def spent(self) -> float:
-        """The seconds that the results took, over all runs."""
+        """The seconds that the results took, over all runs since a search came to its end."""
+        return self._total() - self.settled
+
+    def settle(self) -> None:
+        """Say that the search came to its end."""
+        self.settled = self._total()
+        self._write()
+
+    def _total(self) -> float:
         unfinished = sum(seconds for name, seconds in self.lost.items() if name not in self.found)
         return float(sum(each["seconds"] for each in self.found.values())) + unfinished
 
@@ -143,7 +157,8 @@ class Notes:
 
     def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"key": self.key, "goal": self.goal, "lost": self._lost(), "found": self.found}
+        content = {"key": self.key, "goal": self.goal, "settled": self.settled}
+        content |= {"lost": self._lost(), "found": self.found}
         write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
         self.written = time.monotonic()
 

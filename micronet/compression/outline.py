@@ -55,7 +55,7 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         most = most_epochs(len(data.train))
         later = "".join(f", then the better half of these for up to {epochs} more" for epochs in most[1:])
         lines.append(
-            f"trained: all for up to {most[0]} epochs of {epoch / 60:.1f} minutes{later}, within the budget; int8 too "
+            f"trained: all for up to {most[0]} epochs of {_spell(epoch)}{later}, within the budget; int8 too "
             "if it loses more than half of the drop"
         )
         seconds += sum(number / 2**index * (candidate + epochs * epoch) for index, epochs in enumerate(most))
@@ -64,6 +64,10 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
     if seconds > settings.budget_seconds:
         lines.append("what does not fit is left out")
     return lines
+
+
+def _spell(seconds: float) -> str:
+    return f"{seconds:.2g} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
 def _goal(search: "Compressing") -> str:

@@ -14,6 +14,9 @@ from micronet.compression.stage import STEM
 from micronet.compression.words import (
     as_markdown,
     describe_errors,
+    describe_floats,
+    describe_int8,
+    describe_losses,
     describe_resolution,
     describe_test,
     describe_unsure,
@@ -43,14 +46,17 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     lost = quality(judge, before) - quality(judge, tested)
     errors = describe_errors(workshop.points)
     words = [
-        *describe_resolution(goal.max_drop, judge.noun, judge.samples, counts=judge.task.has_classes),
+        *describe_resolution(goal.max_drop, judge.noun, judge.samples, judge.metric or judge.task.main),
         f"chosen: {point.name}, a drop of {spell_drop(point)} on {count(judge.samples, f'validation {judge.noun}')}",
         *describe_unsure(workshop.points, goal),
         *describe(point),
+        *_describe_bits(workshop, point),
+        *describe_losses(point, workshop.points[0]),
         *describe_test(lost, goal.max_drop, judge.noun, judge.tested_on),
         *([errors] if errors else []),
         *workshop.left_out,
     ]
+    workshop.notes.settle()
     if goal.is_met_by(1.0):
         words.insert(0, "the original meets the target already")
     about = {"quantity": goal.quantity, "words": words, "miss": choice.miss, "test": tested, "test_of_original": before}
@@ -60,6 +66,15 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
         "candidates": candidates(workshop, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
         "tested_on": judge.tested_on,
     }  # fmt: skip
+
+
+def _describe_bits(workshop: Workshop, chosen: Point) -> list[str]:
+    """Say which layers of the deployed file the runtime computes in float without being told to, or why all are."""
+    if chosen.plan.is_float:
+        int8 = next((each for each in workshop.points if each.name == "int8"), None)
+        return [] if int8 is None else [describe_int8(int8, workshop.points[0])]
+    counted = getattr(workshop.open(chosen.plan), "integer_layers", lambda: None)()
+    return describe_floats(counted["float"] if counted else {}, chosen.plan.floats)
 
 
 def _test(workshop: Workshop, point: Point) -> dict[str, float]:
@@ -94,7 +109,7 @@ def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: d
     content = {"chosen": chosen.name, **about, "candidates": candidates(workshop, quantity)}
     write_bytes(folder / "front.json", f"{json.dumps(content, indent=1)}\n".encode())
     write_bytes(folder / "front.md", as_markdown(table(content["candidates"], chosen.name)).encode())
-    places["front"] = folder / "front.json"
+    places |= {"front": folder / "front.json", "table": folder / "front.md"}
     try:
         draw(workshop.points, chosen, quantity, folder / "front.svg")
         places["picture"] = folder / "front.svg"

@@ -56,7 +56,7 @@ class Rounds:
             fitting, epochs = notes.decide(f"round {number}", lambda: self._share(left, most))  # noqa: B023
             trained, waiting = [], [name for name, _ in survivors[fitting:]]
             for name, plan in survivors[:fitting]:
-                if notes.decide(f"time for {name} in round {number}", lambda: self._fits(epochs)):  # noqa: B023
+                if notes.decide(f"time for {name} in round {number}", lambda: self._fits(plan, epochs)):  # noqa: B023
                     trained.append((name, self._train(name, plan, epochs)))
                 else:
                     waiting.append(name)
@@ -64,6 +64,7 @@ class Rounds:
             ranked = [(name, point) for name, point in trained if not point.failed and point.plan.epochs]
             ranked = [(name, point) for name, point in ranked if not self._is_worse(name, point, before.get(name))]
             ranked.sort(key=lambda each: self._rank(each[1]))
+            ranked = [each for each in ranked if self._meets(each[1])] or ranked
             survivors, before = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]], dict(ranked)
 
     def refine(self, following: Callable[[], tuple[str, Plan] | None]) -> None:
@@ -75,9 +76,11 @@ class Rounds:
         like = max(made, key=lambda plan: sum(plan.epochs), default=Plan())
         while like.epochs and (found := following()) is not None:
             label, plan = _label(found[0], like.epochs), found[1]
-            if not self.workshop.has_time(label, self._fixed() + sum(like.epochs) * self.epoch):
+            trained = replace(plan, epochs=like.epochs, trained_bits=like.trained_bits)
+            seconds = self._fixed() + sum(like.epochs) * self.epoch
+            if not self.workshop.has_time(label, 0.0 if self.workshop.is_made(trained) else seconds):
                 return
-            self.workshop.confirm(label, replace(plan, epochs=like.epochs, trained_bits=like.trained_bits))
+            self.workshop.confirm(label, trained)
 
     def _is_worse(self, name: str, point: Point, before: Point | None) -> bool:
         """Return True, and say so, if a candidate lost by training on, by more than the drop's standard error."""
@@ -90,12 +93,16 @@ class Rounds:
         """Return the place of a candidate among those to train on, the least first."""
         if self.goal.target is None:
             return point.surely_keeps(self.goal.max_drop), abs(point.worst_drop - self.goal.max_drop)
-        share = self.goal.value(point) / self.goal.value(self.workshop.points[0])
-        return not self.goal.is_met_by(share), point.worst_drop
+        return not self._meets(point), point.worst_drop
+
+    def _meets(self, point: Point) -> bool:
+        """Whether a candidate is as small as the target, if there is one."""
+        whole = self.goal.value(self.workshop.points[0])
+        return self.goal.target is None or self.goal.is_met_by(self.goal.value(point) / whole)
 
     def _train(self, name: str, plan: Plan, epochs: int) -> Point:
         """Train a candidate for some more epochs, and learn how long an epoch takes."""
-        longer = with_epochs(plan, epochs) if plan.widths else plan
+        longer = _longer(plan, epochs)
         point = self.workshop.confirm(_label(name, longer.epochs), longer)
         if plan.widths and not point.failed:
             self.epoch = max(0.0, 60 * point.minutes - self._fixed()) / epochs
@@ -112,8 +119,9 @@ class Rounds:
         fitting = max(1, min(number, int(seconds / (fixed + least * epoch))))
         return fitting, max(1, min(most, int((seconds / fitting - fixed) / epoch)))
 
-    def _fits(self, epochs: int) -> bool:
-        return self._fixed() + epochs * self.epoch <= self.workshop.remaining
+    def _fits(self, plan: Plan, epochs: int) -> bool:
+        made = self.workshop.is_made(_longer(plan, epochs))
+        return made or self._fixed() + epochs * self.epoch <= self.workshop.remaining
 
     def _fixed(self) -> float:
         """Return the seconds that a candidate takes besides its training: those of the last one that is not trained."""
@@ -130,6 +138,11 @@ def most_epochs(samples: int) -> list[int]:
     """Return the epochs of each round, at most, by the samples of one."""
     rounds = zip(MOST_EPOCHS, MOST_SAMPLES, strict=True)
     return [max(epochs, math.ceil(least / samples)) for epochs, least in rounds]
+
+
+def _longer(plan: Plan, epochs: int) -> Plan:
+    """Return a plan with one more training after its pruning, if it prunes."""
+    return with_epochs(plan, epochs) if plan.widths else plan
 
 
 def _label(name: str, epochs: Sequence[int]) -> str:

@@ -66,7 +66,7 @@ class Compress(Stage):
     threads: int = setting(1, "Number of CPU threads of the runtime.", low=1, high=1024)
     budget: str = setting(
         "60m",
-        "Time for the search, for example 90s, 30m or 2h; candidates that do not fit are left out.",
+        "Time for the search, for example 90s, 30m or 2h (without a unit: minutes); what does not fit is left out.",
         basic=True,
     )
     no_training: bool = setting(False, "Do not train candidates; calibrate only.", basic=True)

@@ -1,17 +1,19 @@
 """What was given up where, in words."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from micronet.compression.goal import UNITS, Goal
+from micronet.compression.goal import SAME_SIZE, UNITS, Goal
 from micronet.compression.point import TOLERANCE, Point, spell_drop
+from micronet.core.timing import NOISE
 from micronet.errors import count, listed
 from micronet.quantization.config import INTEGER_BITS
 
 LISTED = 4
+SHARES_OF_SAMPLES = ("accuracy",)
 Alone = Mapping[str, Mapping[str, float]]  # layer -> the noise and the drop if it alone is quantized
 
 
@@ -65,6 +67,45 @@ def _why_float(name: str, alone: Alone, times: Mapping[str, tuple[float | None, 
     return f"{name} stays float"
 
 
+def describe_floats(found: Mapping[str, str], chosen: Collection[str]) -> list[str]:
+    """Return lines on the layers that run in float though nobody chose that, by the reason.
+
+    ``found``: layer -> reason. ``chosen``: the layers that were to stay float.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name, why in found.items():
+        if name not in chosen:
+            reasons.setdefault(why, []).append(name)
+    return [f"in float: {listed(names, LISTED)} ({why})" for why, names in reasons.items()]
+
+
+def describe_int8(int8: Point, original: Point) -> str:
+    """Return why weights stay float."""
+    if int8.failed:
+        return f"weights stay float: int8 cannot be made ({int8.failed})"
+    shares = [f"{share:.2f} of the {noun}" for noun, share in _shares(int8, original).items()]
+    return f"weights stay float: int8 alone has {' and '.join(shares)}, and a drop of {spell_drop(int8)}"
+
+
+def describe_losses(point: Point, original: Point) -> list[str]:
+    """Return a warning if the chosen candidate is slower or larger than the original."""
+    limits = {"latency": ("slower", NOISE), "size": ("larger", SAME_SIZE)}
+    found = [(noun, share, *limits[noun]) for noun, share in _shares(point, original).items()]
+    return [
+        f"warning: {word} than the original: {share:.2f} of its {noun}"
+        for noun, share, word, most in found
+        if share > most
+    ]
+
+
+def _shares(point: Point, original: Point) -> dict[str, float]:
+    """Return the fractions of the original's latency, if it was measured, and of its size."""
+    shares = {"size": point.size_bytes / original.size_bytes}
+    if point.latency_ms and original.latency_ms:
+        return {"latency": point.latency_ms / original.latency_ms, **shares}
+    return shares
+
+
 def describe_errors(points: Sequence[Point]) -> str:
     """Return how far measured latencies are from the predicted ones; "" if none was predicted.
 
@@ -100,12 +141,12 @@ def describe_test(drop: float, max_drop: float, noun: str, tested_on: str) -> li
     return [f"warning: on test {noun}s the drop is {100 * drop:.2f} points, more than {100 * max_drop:g}"]
 
 
-def describe_resolution(max_drop: float, noun: str, samples: int, *, counts: bool) -> list[str]:
-    """Return a warning if so few samples cannot show the drop that is allowed.
-
-    ``max_drop``: 0..1. ``counts``: whether the metric is a share of the samples, as accuracy is.
-    """
-    if not counts or max_drop * samples >= 1:
+def describe_resolution(max_drop: float, noun: str, samples: int, metric: str) -> list[str]:
+    """Return a warning if so few samples cannot show the drop that is allowed, 0..1."""
+    if metric not in SHARES_OF_SAMPLES:
+        said = f"warning: with one validation {noun}, nobody knows how sure a drop is; use more data"
+        return [said] if samples == 1 else []
+    if max_drop * samples >= 1:
         return []
     return [
         f"warning: one of {count(samples, f'validation {noun}')} is {100 / samples:.1f} points, so a drop of "

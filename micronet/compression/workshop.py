@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from micronet.core.files import file_size, write_bytes
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError, StoppedError, first_line, is_out_of_memory
 from micronet.evaluation.network import Network
+from micronet.quantization.config import INTEGER_BITS
 from micronet.recipe.plan import plan as bind
 from micronet.recipe.reader import read_recipe
 from micronet.recipe.run import RunRecipe, run_recipe
@@ -77,14 +78,19 @@ class Workshop:
 
     def attempt(self, name: str, plan: Plan) -> bool:
         """Make a candidate and return True if there is time for it, as for the one that took longest so far."""
-        fits = self.has_time(name, 60 * max(point.minutes for point in self.points))
+        seconds = 0.0 if self.is_made(plan) else 60 * max(point.minutes for point in self.points)
+        fits = self.has_time(name, seconds)
         if fits:
             self.confirm(name, plan)
         return fits
 
+    def is_made(self, plan: Plan) -> bool:
+        """Return True if a candidate was made and measured before, perhaps by a search for another goal."""
+        return _noted(plan) in self.notes.found
+
     def has_time(self, what: str, seconds: float) -> bool:
-        """Return True if something fits the budget; what does not is left out."""
-        fits: bool = self.notes.decide(f"time for {what}", lambda: seconds <= self.remaining)
+        """Return True if something fits the budget, or takes no time; what does not is left out."""
+        fits: bool = self.notes.decide(f"time for {what}", lambda: not seconds or seconds <= self.remaining)
         if not fits:
             self.left_out.append(f"no time for {what}; a larger --budget would give it")
             self.progress.line(self.left_out[-1])
@@ -95,7 +101,7 @@ class Workshop:
 
         Raises MicronetError if the original cannot be made; of other candidates, the point says why they failed.
         """
-        noted = f"candidate {json.dumps(plan.to_json(), sort_keys=True)}"
+        noted = _noted(plan)
         predicted = None
         if self.prediction is not None and self.prediction.quantity == "latency":
             prediction = self.prediction(plan)
@@ -118,6 +124,8 @@ class Workshop:
             self.prediction.compare(plan, point.latency_ms)
         self.points.append(point)
         self._tell(point)
+        if point.failed and plan.has_few_bits:  # too few weights to be packed
+            return self.confirm(f"{name}, 8 bits", replace(plan, bits=INTEGER_BITS, wide=()))
         return point
 
     def files(self, plan: Plan) -> tuple[Path, Path]:
@@ -233,6 +241,11 @@ class Workshop:
         self.progress.line(", ".join(said))
 
 
+def _noted(plan: Plan) -> str:
+    """Return the name of a plan's measurements in the notes."""
+    return f"candidate {json.dumps(plan.to_json(), sort_keys=True)}"
+
+
 def _is_the_plans(error: Exception) -> bool:
     """Whether an error means that a plan cannot be made: no time limit and no full disk, which would end any other."""
     is_refused = isinstance(error, MicronetError) and not isinstance(error, StoppedError)
@@ -240,6 +253,6 @@ def _is_the_plans(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a stage's error says, without the place in the candidate's recipe."""
-    text = first_line(error)
+    """Return what a stage's error says in a line, without the place in the candidate's recipe."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or first_line(error)
     return text.partition("): ")[2] if text.startswith("stage ") else text

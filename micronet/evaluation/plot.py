@@ -31,11 +31,13 @@ def draw(
         raise MicronetError("drawing needs matplotlib; run pip install matplotlib") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whoever imported it before may have read one, which could have LaTeX run
+        matplotlib.rcParams["svg.hashsalt"] = "micronet"  # the same picture is the same file, without its date
         figure = Figure(figsize=size, layout="constrained")
         fill(figure.subplots() if panels is None else figure.subplots(*panels, squeeze=False))
         content = io.BytesIO()
         try:
-            figure.savefig(content, format=path.suffix[1:] or None)
+            dated: dict[str, Any] = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+            figure.savefig(content, format=path.suffix[1:] or None, **dated)
         except ValueError as error:
             raise MicronetError(f"{path} could not be written: {error}") from error
     write_bytes(path, content.getvalue())

@@ -48,7 +48,7 @@ def plan(recipe: Recipe, data: str | None = None, *, compares: bool = True) -> l
     planner = _Planner(recipe)
     entries = list(recipe.entries)
     if compares and entries[-1].command != "compare":
-        entries.append(Entry("compare", "compare", {}, entries[-1].line, {}))
+        entries.append(Entry("compare", "compare", _inherited(entries), entries[-1].line, {}))
     for entry in entries:
         if entry.command not in registry.STAGES:
             line = entry.lines.get("command", entry.line)
@@ -58,6 +58,13 @@ def plan(recipe: Recipe, data: str | None = None, *, compares: bool = True) -> l
             entry, data = replace(entry, options={**entry.options, "data": data}), None
         planner.add(entry, stage)
     return planner.planned
+
+
+def _inherited(entries: list[Entry]) -> dict[str, Any]:
+    """Return the settings that let the comparison at the end run the user's code that the stages before run."""
+    given = {name: value for entry in entries for name, value in entry.options.items()}
+    task = {"task": given["task"]} if ":" in str(given.get("task")) else {}
+    return {**task, **({"trust_code": True} if given.get("trust_code") is True else {})}
 
 
 class _Planner:

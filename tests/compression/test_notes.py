@@ -103,6 +103,8 @@ def test_the_time_of_decisions_for_another_goal_counts_once(tmp_path, monkeypatc
         found = Notes.open(tmp_path, "a", goal)
         found.decide("layers timed", lambda: setattr(clock, "now", clock.now + 9))
         assert found.spent == spent
+    found.settle()
+    assert (found.spent, Notes.open(tmp_path, "a", "30m").spent, Notes.open(tmp_path, "a", "60m").spent) == (0, 0, 0)
 
 
 def test_the_key_depends_on_files_of_tasks_and_not_on_what_is_asked_for(tmp_path):

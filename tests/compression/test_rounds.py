@@ -22,7 +22,7 @@ class Workshop:
         self.notes, self.progress, self.drops = Notes(path / "search.json", ""), Silent(), drops
         self.points = [Point("float", Plan()), Point("int8", Plan(bits=8), minutes=FIXED / 60)]
 
-    has_time = RealWorkshop.has_time
+    has_time, is_made = RealWorkshop.has_time, RealWorkshop.is_made
 
     @property
     def remaining(self):

@@ -13,7 +13,7 @@ from torch import nn
 
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
-from micronet.compression.judge import error_of_drop
+from micronet.compression.judge import _of_parts, error_of_drop
 from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
 from micronet.compression.plan import CRITERION, Basis, Plan
@@ -21,13 +21,22 @@ from micronet.compression.point import Point, front
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import draw
 from micronet.compression.search import Walk, ladder, narrower, spread
-from micronet.compression.words import describe_choice, describe_errors, describe_test, describe_unsure
+from micronet.compression.words import (
+    describe_choice,
+    describe_errors,
+    describe_floats,
+    describe_int8,
+    describe_losses,
+    describe_test,
+    describe_unsure,
+)
 from micronet.compression.workshop import _is_the_plans
 from micronet.evaluation import plot
 from micronet.evaluation.cost import count_macs
 from micronet.models.nin import nin
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model
+from micronet.tasks.segmentation import Segmentation
 
 
 def test_the_walk_is_optimal_where_savings_fall_and_losses_rise():
@@ -178,6 +187,39 @@ def test_the_error_of_a_drop_is_that_of_paired_samples():
     assert error_of_drop(list(before), list(after)) == pytest.approx(expected)
     assert error_of_drop([0.9, 0.5, None], [0.8, 0.4, 0.3]) == pytest.approx(0.0, abs=1e-12)
     assert error_of_drop([0.9], [0.8]) is None
+
+
+def test_the_error_of_a_mean_iou_is_not_that_of_single_images():
+    """An image without a class does not lose a third by three wrong pixels: the jackknife looks at all images."""
+    whole, *parts = (Segmentation().meter() for _ in range(7))
+    for number, part in enumerate(parts):
+        labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+        labels[0, 4:] = 1 + number % 2
+        found = labels.clone()
+        found[0, 0, : number % 3] = 1 + (number + 1) % 2
+        for meter in (whole, part):
+            meter.add(found, labels, 3)
+    alone = [1 - part.compute()["mean_iou"] for part in parts]
+    values = [each["mean_iou"] for each in _of_parts(whole, *parts)]
+    assert error_of_drop([1.0] * 6, values) < 0.2 * error_of_drop(alone, [0.0] * 6)
+    accuracies = [each["pixel_accuracy"] for each in _of_parts(whole, *parts)]  # a mean over equal parts
+    assert accuracies == pytest.approx([part.compute()["pixel_accuracy"] for part in parts])
+
+
+def test_sizes_that_are_nearly_equal_leave_the_choice_to_the_drop():
+    points = [point("float", 0.0, 1000), point("short", 0.009, 500), point("long", 0.001, 508)]
+    assert Goal("size", 0.01).choose(points).point.name == "long"
+
+
+def test_words_name_what_stays_float_and_what_gets_worse():
+    assert describe_floats({"up": "no int8", "head": "no int8", "stem": "slow"}, ["stem"]) == [
+        "in float: up, head (no int8)"
+    ]
+    original, slow = (Point("", Plan(), latency_ms=ms, size_bytes=size) for ms, size in ((1.0, 100), (1.2, 60)))
+    assert describe_losses(slow, original) == ["warning: slower than the original: 1.20 of its latency"]
+    assert describe_losses(original, original) == []
+    assert "1.20 of the latency and 0.60 of the size" in describe_int8(slow, original)
+    assert describe_int8(replace(slow, failed="no"), original) == "weights stay float: int8 cannot be made (no)"
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10, 20])
