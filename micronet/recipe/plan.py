@@ -76,6 +76,7 @@ class _Planner:
         self._made: dict[str, Path] = {}
         self._written: list[Path] = []  # the files and folders that stages write
         self._histories: dict[Path, list[str]] = {}
+        self._chosen: set[Path] = set()  # networks that only a search knows the history of
         self._codes: dict[Path, str | None] = {}  # file -> the code that an entry named for it, if any
 
     def add(self, entry: Entry, stage: type[Stage]) -> None:
@@ -110,7 +111,8 @@ class _Planner:
             if history is not None:
                 configured.check_order(history)
         except MicronetError as error:
-            raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
+            chosen = " (the network is what compress chose)" if values.get("artifact") in self._chosen else ""
+            raise self._recipe.error(entry.line, f"{entry.command}: {error}{chosen}") from error
         suffix, output, made = configured.writes(), None, None
         if suffix is not None or _fills_folder(stage):
             place = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix or ''}")
@@ -125,6 +127,8 @@ class _Planner:
             self._made[entry.name] = made
             self._codes[made] = values["model"] if ":" in values.get("model", "") else None
             self._histories[made] = [*(history or []), *configured.records()]
+            if output is None:
+                self._chosen.add(made)
         return output
 
     def _allowed_code(self, entry: Entry, files: list[Path]) -> dict[str, Any]:

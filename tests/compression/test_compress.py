@@ -105,13 +105,15 @@ def test_compress_keeps_the_contracts_of_a_recipe(tmp_path):
         ([train, twice.format("a", "float"), twice.format("b", "net.onnx")], "also the output of another stage"),
         ([train, small, 'command = "export"\ntarget = "c"\noutput = "small"'], "also the output of another stage"),
         ([train, 'command = "compress"\noutput = "no/where"'], "create it with mkdir -p"),
-        ([train, small, 'command = "quantize"'], "quantize cannot follow quantize"),
+        ([train, small, 'command = "quantize"'], "quantize cannot follow quantize.* what compress chose"),
         ([train, small, 'command = "finetune"'], "finetune cannot follow bn-fuse"),
     ):
         with pytest.raises(MicronetError, match=message):
             _plan(tmp_path, *stages)
     onward = [f'command = "{name}"\nartifact = "compress"' for name in ("pack", "export-onnx")]
     assert len(_plan(tmp_path, train, small, *onward)) == 5  # with the comparison
+    own = _plan(tmp_path, f'{train}\ntask = "task.py:Own"', 'command = "export-onnx"')[-1]
+    assert (own.stage.name, own.values["task"]) == ("compare", "task.py:Own")  # or it would not run
     file = _plan(tmp_path, train, 'command = "compress"\nname = "own"\nartifact = "net.onnx"')[1]
     assert file.values["output"] == tmp_path / "out" / "own" and file.output is None
 
