@@ -29,8 +29,10 @@ from PIL import Image
 
 from micronet.compression.compressing import Compressing
 from micronet.compression.costs import fastest_ms
+from micronet.compression.judge import error_of_drop
 from micronet.compression.plan import Plan
 from micronet.compression.point import TOLERANCE
+from micronet.compression.workshop import Workshop
 from micronet.core.progress import Silent
 from micronet.core.timing import NOISE
 from micronet.data.batches import eval_batches
@@ -210,14 +212,19 @@ def in_turns(networks: list[Network], sample: Any) -> list[float]:
     return [min(each) for each in zip(*moments, strict=True)]
 
 
+def qualities(workshop: Workshop, network: Network, *, test: bool) -> list[float | None]:
+    """Return a network's metric on all validation or test samples, and its parts' (see ``Judge.measure``)."""
+    return [workshop.judge.task.quality(each) if each else None for each in workshop.evaluate(network, test=test)]
+
+
 def compare_nncf(name: str, args: argparse.Namespace) -> Row:
     """Return NNCF's network beside the candidate with the least drop that is no slower; each is timed with NNCF's."""
     search = search_of(name, args, "openvino", no_training=True)
-    workshop, task = search.workshop, search.data.task
+    workshop = search.workshop
     workshop.confirm("float", Plan())
     network = quantized_by_nncf(search, workshop.files(Plan())[0], search.settings.folder / "nncf.xml")
     near = [each for each in candidates_of(search) if each["drop"] <= max(DROPS)]
-    theirs = [task.quality(workshop.evaluate(network, test=test)[0]) for test in (False, True)]
+    theirs = [qualities(workshop, network, test=test) for test in (False, True)]
     row: Row = {"name": name, "float_ms": near[0]["latency_ms"], "theirs": theirs, "ours": None}
     tried: list[Row] = []
     for each in sorted(near, key=lambda each: float(each["drop"])):
@@ -225,7 +232,7 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
         theirs_ms, ms = in_turns([network, opened], workshop._sample)
         tried.append({"nncf_ms": theirs_ms, "ms": ms, "candidate": each["name"]})
         if ms <= NOISE * theirs_ms:
-            ours = [task.quality(workshop.evaluate(opened, test=test)[0]) for test in (False, True)]
+            ours = [qualities(workshop, opened, test=test) for test in (False, True)]
             return row | tried[-1] | {"ours": ours}
     return row | min(tried, key=lambda each: float(each["ms"] / each["nncf_ms"]))
 
@@ -240,10 +247,14 @@ def print_nncf(rows: list[Row]) -> bool:
             slow = f"none is as fast: {row['ms']:.3f} ms at least"
             print(f"| {' | '.join([row['name'], *times, slow, row['candidate']])} |{' |' * 4}")
             continue
-        pairs = [f"{value:.4f}" for pair in zip(row["theirs"], row["ours"], strict=True) for value in pair]
+        pairs = []
+        for (theirs, *before), (ours, *after) in zip(row["theirs"], row["ours"], strict=True):
+            error = error_of_drop(before, after)
+            sure = "" if error is None else f" ({ours - theirs:+.4f} ± {error:.4f})"
+            pairs += [f"{theirs:.4f}", f"{ours:.4f}{sure}"]
         found = [f"{row['ms']:.3f} ms", row["candidate"]]
         print(f"| {' | '.join([row['name'], *times, *found, *pairs])} |")
-    return all(row["ours"] is not None and row["ours"][0] >= row["theirs"][0] for row in rows)
+    return all(row["ours"] is not None and row["ours"][0][0] >= row["theirs"][0][0] for row in rows)
 
 
 def main() -> int:
