@@ -14,6 +14,7 @@ from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.training import writes_in_place
 from micronet.models.modes import eval_mode
 
+COMPUTED = "computed"  # the mark of a read of a tensor that was computed, in its node's ``meta``
 Values = MutableMapping[str, nn.Parameter]
 
 
@@ -59,6 +60,7 @@ def store_weight(
         values.setdefault(name, nn.Parameter(value))
         with call.graph.inserting_before(call):
             read = call.graph.create_node("get_attr", name)
+            read.meta[COMPUTED] = True
         call.replace_input_with(source, read)
         for node in reversed(nodes):
             if not node.users:
@@ -70,13 +72,26 @@ def _name(
 ) -> str:
     """Return the name of a computed weight, which no tensor of the network's ``own`` has that it is not computed from.
 
-    It is another one than that of a weight that is computed otherwise.
+    It is another one than that of a weight that is computed otherwise. A matrix that is only read transposed keeps its
+    own.
     """
     sources, way = _read(nodes), _way(nodes)
-    same = (name for name in sources if name in stored and stored[name].shape == value.shape)
+    transposed = all(node.op == "get_attr" or node.target == "t" for node in nodes)
+    alike = [name for name in sources if transposed or (name in stored and stored[name].shape == value.shape)]
+    same = (name for name in alike if not _is_read_otherwise(name, nodes, transposed=transposed))
     first = next(same, f"{sources[0]}_computed")
     others = (f"{first}_{number}" for number in count(2) if f"{first}_{number}" not in own)
     return next(name for name in chain([first], others) if taken.setdefault(name, way) == way)
+
+
+def _is_read_otherwise(name: str, nodes: list[fx.Node], *, transposed: bool) -> bool:
+    """Return True if a layer reads a stored tensor as it is or, if it is transposed, anything else does."""
+    graph = nodes[-1].graph
+    reads = [
+        node for node in graph.nodes if node.op == "get_attr" and node.target == name and COMPUTED not in node.meta
+    ]
+    readers = [user for node in reads for user in node.users]
+    return any(user.target in CALLS or (transposed and user.target != "t") for user in readers)
 
 
 def _way(nodes: list[fx.Node]) -> str:

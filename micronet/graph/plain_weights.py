@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from micronet.graph.computed import Values, computed_from, may_compute_weights
+from micronet.graph.products import make_layers
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import Graph, trace
 from micronet.models.computed import is_computed, make_plain
@@ -14,6 +15,7 @@ from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
 
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
+PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
@@ -28,28 +30,35 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
         model = copy_model(model)
         names = make_plain(model)
     result: dict[str, Any] = {}
-    graph = trace(model, example) if _computes_weights(model) else None
+    graph = trace(model, example) if _may_store_weights(model) else None
     if graph is not None:
         weights: dict[str, nn.Parameter] = {}
-        network = _with_stored_weights(model, graph.recorded, weights)
-        if weights and computes_same(model, network, as_inputs(model, example)):
-            model, names, result = network, [*names, *weights], {STORED: graph.recorded or []}
-    return model, {COMPUTED: names, **result} if names else {}
+        network = _with_stored_weights(model, graph.recorded, weights, products=True)
+        if network is not model and computes_same(model, network, as_inputs(model, example)):
+            model, names, result = network, [*names, *weights], {STORED: graph.recorded or [], PRODUCTS: True}
+    return model, {COMPUTED: names, **result} if names or result else {}
 
 
-def _computes_weights(model: nn.Module) -> bool:
-    """Return False if a forward surely uses weights as they are stored; nothing runs."""
+def _may_store_weights(model: nn.Module) -> bool:
+    """Return False if all layers surely use weights as they are stored; nothing runs."""
     graph = trace(model)
-    return may_compute_weights(model) if graph is None else any(computed_from(node) for node in graph.fx.nodes)
+    if graph is None:
+        return may_compute_weights(model)
+    stored = dict(model.named_parameters(remove_duplicate=False))
+    return any(computed_from(node) for node in graph.fx.nodes) or make_layers(graph.fx, stored)
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:
     """Return the network with the structure that ``with_plain_weights`` gave it; the values come from the file."""
     if COMPUTED in result:
         make_plain(model)
-    return _with_stored_weights(model, result[STORED] or None, {}) if STORED in result else model
+    if STORED not in result:
+        return model
+    return _with_stored_weights(model, result[STORED] or None, {}, products=result.get(PRODUCTS, False))
 
 
-def _with_stored_weights(model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values) -> nn.Module:
+def _with_stored_weights(
+    model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool
+) -> nn.Module:
     traced = model if recorded is None else record_network(model, make_inputs(recorded))[0]
-    return Graph(traced, weights=weights).model
+    return Graph(traced, weights=weights, products=products).model

@@ -18,6 +18,7 @@ from micronet.graph import ops
 from micronet.graph.biases import BIAS
 from micronet.graph.computed import Values
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
+from micronet.graph.products import make_layers
 from micronet.graph.record import (
     UnbuiltError,
     computes_same,
@@ -55,14 +56,24 @@ class Graph:
         *,
         plain: bool = True,
         weights: Values | None = None,
+        products: bool = False,
     ) -> None:
         """Trace a network; raises whatever its forward raises.
 
-        ``plain``: whether to make its layers plain. ``weights``: where to store weights that it computes, by name.
+        Args:
+            model: The network.
+            recorded: The inputs on which it was recorded.
+            plain: Whether to make its layers plain.
+            weights: Where to store weights that it computes, by name.
+            products: Whether products with stored matrices are linear layers (see ``graph.products``).
         """
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
+        if products:
+            stored = dict(model.named_parameters(remove_duplicate=False))
+            for graph in (self.fx, training):
+                make_layers(graph, stored)
         layers, calls = find_plain(self.fx, model, training=False, weights=weights)
         others, more = find_plain(training, model, training=True, weights=weights)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way

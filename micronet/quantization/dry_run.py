@@ -103,7 +103,7 @@ def _passing(
 
     def forward(name: str) -> Any:
         def pass_on(x: Tensor, *, rectified: bool = False) -> Tensor:
-            if x.is_complex():  # no grid rounds it
+            if not x.is_floating_point():  # no grid rounds complex numbers, and integers are places in a table
                 return x
             if name not in factors:
                 value = torch.tensor(torch.nan if name in poisoned else 1.0, device=x.device, dtype=x.dtype)

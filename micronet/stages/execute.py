@@ -109,10 +109,10 @@ def _with_plain_weights(
     model, result = with_plain_weights(source.model, example_input(source) if given is None else given)
     if not result:
         return source, {}
-    names = result[COMPUTED]
-    progress.line(
-        f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, _NAMED)}"
-    )
+    if names := result[COMPUTED]:
+        progress.line(
+            f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, _NAMED)}"
+        )
     return replace(source, model=model), result
 
 

@@ -1,0 +1,66 @@
+"""Products with stored matrices are linear layers, whatever operator computes them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from micronet.graph.plain_weights import restore_plain_weights, with_plain_weights
+
+FORMS = {
+    "at": lambda net, x: x @ net.w + net.b,
+    "matmul": lambda net, x: torch.matmul(x, net.w),
+    "addmm": lambda net, x: torch.addmm(net.b, x, net.w),
+    "einsum": lambda net, x: torch.einsum("nd, dk -> nk", x, net.w) + net.b,
+    "transposed": lambda net, x: torch.einsum("...d,kd->...k", x, net.w.T),
+    "twice": lambda net, x: x @ net.w + (x @ net.w).relu(),
+    "square": lambda net, x: x @ net.w @ net.square @ net.square.t(),
+    "tied": lambda net, x: (x @ net.w @ net.w.t()) @ net.w,
+}
+LAYERS = {"twice": ["w_layer"], "square": ["w_layer", "square_computed_layer", "square_layer"]}
+LAYERS["tied"] = ["w_computed_layer", "w_layer"]
+
+
+class Net(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.w, self.b = form, nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
+        self.square = nn.Parameter(torch.randn(8, 8))
+        self.register_buffer("fixed", torch.randn(8, 8))
+
+    def forward(self, x):
+        return FORMS[self.form](self, x) @ self.fixed
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_product_with_a_parameter_is_a_linear_layer(form):
+    torch.manual_seed(0)
+    net, x = Net(form).eval(), torch.randn(3, 6)
+    plain, result = with_plain_weights(net, x)
+    torch.testing.assert_close(plain(x), net(x))
+    linear = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
+    assert linear == LAYERS.get(form, ["w_layer"])  # not the buffer's
+    restored = restore_plain_weights(copy.deepcopy(net), result)
+    restored.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(restored(x), plain(x))
+
+
+class Conv1D(nn.Module):
+    """As GPT-2 has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 8)
+
+
+def test_a_matrix_that_is_only_read_transposed_keeps_its_name():
+    net = nn.Sequential(Conv1D(), nn.ReLU()).eval()
+    plain, _ = with_plain_weights(net, torch.randn(2, 3, 6))
+    assert isinstance(plain.get_submodule("0"), nn.Linear)
+    assert {name: tuple(value.shape) for name, value in plain.state_dict().items()} == {
+        "0.weight": (8, 6), "0.bias": (8,),
+    }  # fmt: skip
