@@ -361,3 +361,21 @@ def test_a_quantizer_without_effect_on_the_first_of_large_inputs_is_tried_on_all
     monkeypatch.setattr(device, "_LARGE", 1)
     _, record = quantize_model(Picks().eval(), QuantConfig(), torch.stack([-torch.ones(3, 8, 8), torch.ones(3, 8, 8)]))
     assert "other" in record.result["inputs"]
+
+
+class Positions(nn.Module):
+    """As RoBERTa: the places in a table are sums of integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(9, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        known = x.ne(0).int()
+        places = torch.cumsum(known, 1).int() * known + known
+        return self.head(torch.relu(self.words(x) + self.places(places)))
+
+
+def test_sums_of_integers_are_no_activations():
+    made = micronet.quantize(Positions(), mode="ptq", data=[torch.randint(9, (4, 5))], task="agreement")
+    assert not made.left_float
