@@ -52,8 +52,13 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     if isinstance(model, torch.jit.ScriptModule):
         raise MicronetError("the network is scripted (torch.jit.script); pass the Python network that was scripted")
     inputs = as_inputs(model, example)
+    context: Any = nullcontext
     try:
         recorder = record(model, inputs)
+        if recorder.reads:  # some code looks at values only while no tracer runs
+            with _tracing():
+                other = record(model, inputs)
+            recorder, context = (recorder, nullcontext) if other.reads else (other, _tracing)
     except UnbuiltError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -72,7 +77,8 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
             "is then left as it is"
         )
     plain = make_plain(recorder.graph, recorder.root, training=False)
-    trained = _record_training(model, inputs)
+    with context():
+        trained = _record_training(model, inputs)
     if trained is not None:
         plain |= make_plain(trained.graph, trained.root, training=True, only=plain)
     follow_mode(recorder, trained)
@@ -219,6 +225,17 @@ def _record_training(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder | No
     finally:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Let code that asks whether a tracer runs hear that one does, in this context."""
+    jit: Any = torch.jit
+    before, jit.is_tracing = jit.is_tracing, lambda: True
+    try:
+        yield
+    finally:
+        jit.is_tracing = before
 
 
 @contextmanager

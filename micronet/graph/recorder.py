@@ -143,7 +143,7 @@ class Recorder(TorchFunctionMode):
         recorded = any(map(self._is_recorded, tree_leaves((args, kwargs))))
         nodes = self.argument((tuple(args), kwargs)) if recorded else None
         if nodes is not None and kwargs.get("device") is not None:  # it follows the network to another device
-            nodes[1]["device"] = self.graph.call_function(getattr, (next(iter(self.graph.nodes)), "device"))
+            nodes[1]["device"] = self.graph.call_function(getattr, (self._first_input(), "device"))
         self._inside, before = run, None if recorded else torch.get_rng_state()
         try:
             value = run()
@@ -161,6 +161,10 @@ class Recorder(TorchFunctionMode):
             return self._result(value, self._dropout(DROPOUTS[target], nodes[0][0], kwargs["p"]))
         node = self.graph.create_node(kind, target, *nodes)
         return self._result(value, node)
+
+    def _first_input(self) -> fx.Node:
+        nodes: list[fx.Node] = list(self.graph.nodes)
+        return next((node for node in nodes if node.op == "placeholder"), nodes[0])
 
     def _dropout(self, kind: type[nn.Module], x: fx.Node, p: float) -> fx.Node:
         """Return a call of a dropout that follows the network's mode: while recording, the function's is eval."""
@@ -240,9 +244,9 @@ class Recorder(TorchFunctionMode):
                 self.reads = self.reads or " in a buffer that is replaced"
 
     def remove_unused(self) -> None:
-        """Remove sizes and parts that nothing reads."""
+        """Remove sizes, parts and stored tensors that nothing reads, as when leaves were looked for."""
         for node in reversed(self.graph.nodes):
-            if not node.users and node.op == "call_function" and node.target in _UNUSED:
+            if not node.users and (node.op == "get_attr" or node.target in _UNUSED):
                 self.graph.erase_node(node)
 
 

@@ -385,3 +385,26 @@ def test_the_modes_and_the_gradients_of_a_network_stay_as_they_are():
     assert model.training and model.stem.training and not model.norm.training
     assert recorded.training and recorded.stem.training and not recorded.norm.training
     assert model.stem.weight.requires_grad and not model.head.weight.requires_grad
+
+
+class Masked(nn.Module):
+    """As transformers do: a mask that hides nothing is left out, unless a tracer runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc = FrozenBatchNorm2d(3), nn.Linear(3, 2)
+
+    def forward(self, x, mask):
+        x = self.norm(x).mean((2, 3)) * torch.ones(3, device=x.device)
+        if not torch.jit.is_tracing() and mask.all():
+            return self.fc(x)
+        return self.fc(torch.where(mask, x, 0))
+
+
+def test_code_that_looks_at_values_unless_a_tracer_runs_is_recorded_and_reads_no_tensor_of_a_leaf():
+    net, x = Masked().eval(), torch.rand(2, 3, 4, 4)
+    recorded, _ = record_network(net, (x, torch.tensor([[True, False, True], [True, True, True]])))
+    for mask in (torch.ones(2, 3, dtype=torch.bool), torch.eye(2, 3, dtype=torch.bool)):
+        torch.testing.assert_close(recorded(x, mask), net(x, mask))
+    assert not torch.jit.is_tracing()
+    assert "norm.running_mean" not in recorded.code
