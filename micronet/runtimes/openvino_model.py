@@ -5,7 +5,10 @@ from typing import Any, NamedTuple
 
 from micronet.runtimes.openvino_quantizers import move_quantizers
 
-REDUCTIONS = {"ReduceMax": "reduce_max", "ReduceMin": "reduce_min"}
+REDUCTIONS = {
+    "ReduceL1": "reduce_l1", "ReduceL2": "reduce_l2", "ReduceMax": "reduce_max", "ReduceMean": "reduce_mean",
+    "ReduceMin": "reduce_min", "ReduceProd": "reduce_prod", "ReduceSum": "reduce_sum",
+}  # fmt: skip
 LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 FOLDED = ("Convert", "Multiply", "Subtract", "Unsqueeze")  # what a stored bias goes through, besides Reshape
 
