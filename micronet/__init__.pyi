@@ -1184,7 +1184,8 @@ def compress(
         target_latency: Fraction of the float network's latency in the runtime to reach.
         target_size: Fraction of the float network's file size in the runtime to reach.
         runtime: Where the network is to run: onnxruntime, openvino, ncnn, c, tensorrt, packed.
-        budget: Time for the search, for example 90s, 30m or 2h; candidates that do not fit are left out.
+        budget: Time for the search, for example 90s, 30m or 2h (without a unit: minutes); what does not fit is
+            left out.
         no_training: Do not train candidates; calibrate only.
         metric: Metric that may drop. Default: the task's main one.
         target_macs: Fraction of the multiply-accumulates (MACs) to reach.
