@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.network import Predictor, Scores
-from micronet.graph.recorder import error_line
+from micronet.graph.user_lines import error_line
 from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from micronet.graph.recorder import user_line
+from micronet.graph.user_lines import user_line
 from micronet.models.device import copied
 from micronet.models.modes import eval_mode, random_kept, state_kept
 

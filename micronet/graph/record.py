@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from micronet.errors import MicronetError, first_line
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
-from micronet.graph.recorder import Recorder, error_line
+from micronet.graph.recorder import Recorder
 from micronet.graph.training import follow_mode
+from micronet.graph.user_lines import error_line
 from micronet.models.device import Example, as_inputs, copied
 from micronet.models.inputs import describe_inputs, make_inputs
 from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept

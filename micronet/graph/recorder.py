@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
@@ -21,6 +20,7 @@ from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
 from micronet.graph.ops import METADATA_ATTRIBUTES
 from micronet.graph.size import Size
+from micronet.graph.user_lines import user_line
 from micronet.models.outputs import tensors_in
 
 CONSTANT = "recorded_constant_"  # prefix of the names of tensors that are neither inputs, parameters nor buffers
@@ -282,20 +282,3 @@ def _depend_on_values(nodes: Any) -> bool:
             seen |= more
             waiting += more
     return False
-
-
-def user_line(stack: traceback.StackSummary) -> str:
-    """Return " at FILE:LINE (code)" for the last line of a stack that is neither torch's nor ours, or ""."""
-    own = [frame for frame in stack if not _is_ours(frame.filename)]
-    line = f" ({own[-1].line})" if own and own[-1].line else ""  # code recorded in an artifact has no source file
-    return f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
-
-
-def error_line(error: BaseException) -> str:
-    """Return where an error was raised, as ``user_line`` does."""
-    return user_line(traceback.extract_tb(error.__traceback__))
-
-
-def _is_ours(filename: str) -> bool:
-    others = "/torch/", "/onnxruntime/", "/contextlib.py"
-    return any(part in filename for part in others) or filename.startswith(str(Path(__file__).parents[1]))

@@ -9,7 +9,7 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from micronet.errors import first_line
-from micronet.graph.recorder import error_line
+from micronet.graph.user_lines import error_line
 
 _GROUPS = 6  # the position of a convolution's groups among the arguments of ``aten.conv2d``
 

@@ -20,7 +20,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.graph.recorder import user_line
+from micronet.graph.user_lines import user_line
 from micronet.onnx.graph_view import array, producer, store, stored
 from micronet.onnx.ops import DEQUANTIZE, LINE, QUANTIZE, RESHAPES
 from micronet.runtimes.onnxruntime import exposing_session, run

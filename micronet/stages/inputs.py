@@ -23,7 +23,7 @@ from micronet.data.split import Split, random_subset
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
-from micronet.graph.recorder import error_line
+from micronet.graph.user_lines import error_line
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
 from micronet.models.device import Example, as_inputs, batch_length, head, to_device
