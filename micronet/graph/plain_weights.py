@@ -44,8 +44,7 @@ def _may_store_weights(model: nn.Module) -> bool:
     graph = trace(model)
     if graph is None:
         return may_compute_weights(model)
-    stored = dict(model.named_parameters(remove_duplicate=False))
-    return any(computed_from(node) for node in graph.fx.nodes) or make_layers(graph.fx, stored)
+    return any(computed_from(node) for node in graph.fx.nodes) or make_layers(graph.fx, model)
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:

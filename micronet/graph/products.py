@@ -25,15 +25,16 @@ class _Product(NamedTuple):
     bias: fx.Node | None = None
 
 
-def make_layers(graph: fx.Graph, stored: Mapping[str, Tensor]) -> bool:
+def make_layers(graph: fx.Graph, model: nn.Module) -> bool:
     """Write the products of a graph with stored matrices as linear layers, in place; return True if there are any.
+
+    Only parameters count: fixed matrices, such as those of a Fourier transform, are no layers.
 
     Args:
         graph: A network's graph.
-        stored: Its parameters and buffers by name. Only parameters count: fixed matrices, such as those of a Fourier
-            transform, are no layers.
+        model: The network.
     """
-    found = False
+    stored, found = dict(model.named_parameters(remove_duplicate=False)), False
     for node in list(graph.nodes):
         product = _product(node)
         if product is not None and (whole := _transposition_of(product.matrix)) is not None:

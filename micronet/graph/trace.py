@@ -5,7 +5,6 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 """
 
 import operator
-from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -30,6 +29,7 @@ from micronet.graph.record import (
 from micronet.graph.symbolic import mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
+from micronet.models.computed import weight_owners
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.layers import Add, EvalOnly, ModeValue
@@ -60,20 +60,15 @@ class Graph:
     ) -> None:
         """Trace a network; raises whatever its forward raises.
 
-        Args:
-            model: The network.
-            recorded: The inputs on which it was recorded.
-            plain: Whether to make its layers plain.
-            weights: Where to store weights that it computes, by name.
-            products: Whether products with stored matrices are linear layers (see ``graph.products``).
+        ``plain``: whether to make its layers plain. ``weights``: where to store weights that it computes, by name.
+        ``products``: whether products with stored matrices are linear layers (see ``graph.products``).
         """
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
         if products:
-            stored = dict(model.named_parameters(remove_duplicate=False))
             for graph in (self.fx, training):
-                make_layers(graph, stored)
+                make_layers(graph, model)
         layers, calls = find_plain(self.fx, model, training=False, weights=weights)
         others, more = find_plain(training, model, training=True, weights=weights)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
@@ -297,15 +292,3 @@ def traced(model: nn.Module, *, training: bool, buffers: bool = False) -> tuple[
     """Trace a network as ``symbolic`` does; return its graph and the plain layers in it that it does not have."""
     graph = symbolic(model, training=training, buffers=buffers)
     return graph, make_plain(graph, model, training=training)
-
-
-def weight_owners(model: nn.Module) -> set[nn.Module]:
-    """Return the modules whose weight is a plain parameter that no other module uses."""
-    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
-    return {
-        module
-        for module in model.modules()
-        if not hasattr(module, "parametrizations")
-        and "weight" in module._parameters  # a weight-norm hook computes it and leaves no parameter of that name
-        and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
-    }

@@ -1,6 +1,7 @@
 """Parameters that a network computes at each forward, such as normalized weights, made plain ones."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -76,3 +77,15 @@ def _remove_parametrizations(module: Any) -> None:
             module.register_parameter(name, nn.Parameter(value))
         else:
             module.register_buffer(name, value)
+
+
+def weight_owners(model: nn.Module) -> set[nn.Module]:
+    """Return the modules whose weight is a plain parameter that no other module uses."""
+    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    return {
+        module
+        for module in model.modules()
+        if not hasattr(module, "parametrizations")
+        and "weight" in module._parameters  # a weight-norm hook computes it and leaves no parameter of that name
+        and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
+    }

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.graph import ops
-from micronet.graph.trace import weight_owners
+from micronet.models.computed import weight_owners
 from micronet.models.layers import FrozenBatchNorm
 from micronet.pruning.attributes import Attributes
 from micronet.pruning.channelwise import channelwise_ids

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.graph import ops
-from micronet.graph.trace import Graph, trace, weight_owners
+from micronet.graph.trace import Graph, trace
+from micronet.models.computed import weight_owners
 
 FAMILIES = {name: value for name, value in vars(ops).items() if isinstance(value, ops.Family)}
 
