@@ -29,7 +29,7 @@ from PIL import Image
 
 from micronet.compression.compressing import Compressing
 from micronet.compression.costs import fastest_ms
-from micronet.compression.judge import error_of_drop
+from micronet.compression.judge import error_of_drop, quality_of_part
 from micronet.compression.plan import Plan
 from micronet.compression.point import TOLERANCE
 from micronet.compression.workshop import Workshop
@@ -214,7 +214,7 @@ def in_turns(networks: list[Network], sample: Any) -> list[float]:
 
 def qualities(workshop: Workshop, network: Network, *, test: bool) -> list[float | None]:
     """Return a network's metric on all validation or test samples, and its parts' (see ``Judge.measure``)."""
-    return [workshop.judge.task.quality(each) if each else None for each in workshop.evaluate(network, test=test)]
+    return [quality_of_part(workshop.judge, each) for each in workshop.evaluate(network, test=test)]
 
 
 def compare_nncf(name: str, args: argparse.Namespace) -> Row:

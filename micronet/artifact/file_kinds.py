@@ -13,9 +13,9 @@ SIGNATURES = {
     b"\x93NUMPY": f"is a NumPy array; {CONVERT}",
     b"\x89HDF": f"is an HDF5 file; {CONVERT}",
     b"version https://git-lfs": "is a pointer of Git LFS; run git lfs pull",
-    b"<": f"is a web page or XML; {DOWNLOAD_AGAIN}, as a file",
-    b"{": "is JSON; pass the weights beside it",
 }
+TEXTS = {b"<": f"is a web page or XML; {DOWNLOAD_AGAIN}, as a file", b"{": "is JSON; pass the weights beside it"}
+SAFETENSORS = ".safetensors"
 ZIP, READ = b"PK\x03\x04", 64
 
 
@@ -27,7 +27,12 @@ def what_it_is(path: Path) -> str | None:
         return f"is empty; {DOWNLOAD_AGAIN}"
     if start.startswith(ZIP):
         return _what_archive(path)
-    return next((words for signature, words in SIGNATURES.items() if start.lstrip().startswith(signature)), None)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return None if path.suffix == SAFETENSORS else f"is a safetensors file; rename it to {path.stem}{SAFETENSORS}"
+    known = [words for signature, words in SIGNATURES.items() if start.startswith(signature)]
+    if b"\0" not in start:
+        known += [words for sign, words in TEXTS.items() if start.lstrip().startswith(sign)]
+    return next(iter(known), None)
 
 
 def _what_archive(path: Path) -> str | None:

@@ -80,6 +80,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         missing = "is a folder; pass a file in it" if path.is_dir() else "does not exist; check the path"
         raise MicronetError(f"--weights {path} {missing}")
+    if (other := what_it_is(path)) is not None:
+        raise MicronetError(f"--weights {path} {other}")
     try:
         with warnings.catch_warnings(action="ignore"):
             loaded = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
@@ -131,8 +133,6 @@ def _load_pickle(path: Path) -> Any:
             f"--weights {path} has {size >> 20:,} MiB, but {free >> 20:,} MiB of memory are free; end other programs "
             "or import it on a machine with more memory"
         )
-    if (other := what_it_is(path)) is not None:
-        raise MicronetError(f"--weights {path} {other}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

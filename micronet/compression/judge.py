@@ -11,7 +11,7 @@ import torch
 
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset
-from micronet.errors import unknown
+from micronet.errors import MicronetError, unknown
 from micronet.evaluation.accuracy import check_scores, run_batch
 from micronet.evaluation.network import Network, Predictor
 from micronet.models.device import batch_length, head
@@ -46,7 +46,10 @@ class Judge(Protocol):
         """Return one input as an array, or a tuple of several inputs."""
 
     def measure(self, network: Network, report: Report, *, test: bool = False) -> list[Metrics]:
-        """Return a network's metrics on all validation or test samples, and then on each of some parts of them."""
+        """Return a network's metrics on all validation or test samples, and then what each of some parts adds to them.
+
+        The mean and the standard error of the latter are those of the former; see ``_of_parts``.
+        """
 
 
 class DataJudge:
@@ -72,7 +75,7 @@ class DataJudge:
         return arrays if isinstance(inputs, tuple) else arrays[0]
 
     def measure(self, network: Network, report: Report, *, test: bool = False) -> list[Metrics]:
-        """Return a network's metrics on all validation or test samples, and then on each batch of them."""
+        """Return a network's metrics on all validation or test samples, and then what each batch adds to them."""
         split, data = self.data.test if test else self.data.validation, self.data
         size = None if test else min(MOST_IN_PART, math.ceil(len(split) / PARTS))
         predict, meters, done = self._adapt(network), [data.task.meter()], 0
@@ -92,8 +95,11 @@ class DataJudge:
         )
         meter = self.data.task.meter()
         meter.update(run_batch(self._adapt(network), inputs), targets)
-        if metrics := _metrics(meter):
-            quality(self, metrics)
+        try:
+            names = meter.compute()
+        except Exception:  # whatever a user's meter raises for so few samples
+            return
+        quality(self, names)
 
     def check(self, network: Network, name: str) -> None:
         """Raise MicronetError if a network does not suit the data and their task."""
@@ -146,20 +152,19 @@ def _of_parts(whole: Meter, *parts: Meter) -> list[Metrics]:
     """Return the metrics of parts of the samples; none where the task, which may be the user's, has none of so few.
 
     Meters that add up ``totals`` give the pseudo-values of the jackknife (Tukey 1958): n metrics of all samples less
-    n - 1 of all without the part. They are the parts' own values if the metric is a mean over samples; the mean IoU
-    of a few images says little of that of all.
+    n - 1 of all without the part. They are the parts' own values if the metric is a mean over samples and the
+    parts are alike in size; the mean IoU of a few images says little of that of all.
     """
     totals = getattr(whole, "totals", None)
-    if totals is None:
+    if not isinstance(totals, torch.Tensor):
         return list(map(_metrics, parts))
     found, everything = [], _metrics(whole)
     for part in parts:
         rest: Any = copy(whole)
         rest.totals = totals - part.totals  # type: ignore[attr-defined]  # it is the same kind of meter
         without = _metrics(rest)
-        found.append(
-            {name: len(parts) * everything[name] - (len(parts) - 1) * value for name, value in without.items()}
-        )
+        n = len(parts)
+        found.append({name: n * everything[name] - (n - 1) * without[name] for name in without if name in everything})
     return found
 
 
@@ -188,6 +193,14 @@ def quality(judge: Judge, metrics: dict[str, float]) -> float:
     if name not in metrics:
         raise unknown("metric", name, metrics)
     return -metrics[name] if name.endswith(LESS_IS_BETTER) else metrics[name]
+
+
+def quality_of_part(judge: Judge, metrics: dict[str, float]) -> float | None:
+    """Return the metric that counts for a part of the samples; None if it has none, as that of too few samples."""
+    try:
+        return quality(judge, metrics)
+    except (KeyError, MicronetError):
+        return None
 
 
 def repeated(sample: Any, batch: int) -> Any:

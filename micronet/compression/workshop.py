@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.costs import Deployment, fastest_ms
-from micronet.compression.judge import Judge, error_of_drop, quality, repeated
+from micronet.compression.judge import Judge, error_of_drop, quality, quality_of_part, repeated
 from micronet.compression.notes import CANDIDATES, Notes
 from micronet.compression.plan import Basis, Plan, shared_names, to_toml
 from micronet.compression.point import Point
@@ -73,7 +73,7 @@ class Workshop:
     def check_budget(self, spelled: str) -> None:
         """Raise MicronetError if the original alone took longer than the budget, ``spelled`` by the user."""
         seconds = 60 * self.points[0].minutes
-        if seconds > self.budget:
+        if seconds > self.budget and not self.notes.settled:  # else an earlier search measured it
             raise MicronetError(f"--budget {spelled} is too short: to measure the original took {seconds:.0f} seconds")
 
     def attempt(self, name: str, plan: Plan) -> bool:
@@ -124,9 +124,16 @@ class Workshop:
             self.prediction.compare(plan, point.latency_ms)
         self.points.append(point)
         self._tell(point)
-        if point.failed and plan.has_few_bits:  # too few weights to be packed
-            return self.confirm(f"{name}, 8 bits", replace(plan, bits=INTEGER_BITS, wide=()))
-        return point
+        return self._with_8_bits(point) if point.failed and plan.has_few_bits else point
+
+    def _with_8_bits(self, failed: Point) -> Point:
+        """Return a candidate like one whose few bits failed, as where they are too few to be packed."""
+        plan = replace(failed.plan, bits=INTEGER_BITS, wide=())
+        made = next((point for point in self.points if point.plan == plan), None)
+        name, seconds = f"{failed.name}, 8 bits", 60 * max(point.minutes for point in self.points)
+        if made is None and self.has_time(name, 0.0 if self.is_made(plan) else seconds):
+            return self.confirm(name, plan)
+        return made or failed
 
     def files(self, plan: Plan) -> tuple[Path, Path]:
         """Return the deployed file or folder of a candidate that was made, and its network."""
@@ -138,7 +145,7 @@ class Workshop:
         return outputs[-1], outputs[-2] if len(outputs) > 1 else self.basis.original
 
     def evaluate(self, network: Network, *, test: bool = False) -> list[dict[str, float]]:
-        """Return the metrics of a network on all validation or test samples, and on parts of them."""
+        """Return the metrics of a network as ``Judge.measure`` does."""
         label = "testing" if test else "validating"
         return self.judge.measure(network, lambda done, total: self.progress.step(label, done, total), test=test)
 
@@ -172,7 +179,7 @@ class Workshop:
         whole, *parts = self.evaluate(network)
         found: dict[str, Any] = {
             "quality": quality(self.judge, whole),
-            "parts": [quality(self.judge, each) if each else None for each in parts],
+            "parts": [quality_of_part(self.judge, each) for each in parts],
             "size_bytes": file_size(self.files(plan)[0]),
             "macs": network.macs(*(each.shape[1:] for each in sample)),
         }

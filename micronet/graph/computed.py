@@ -14,7 +14,7 @@ from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.training import writes_in_place
 from micronet.models.modes import eval_mode
 
-COMPUTED = "computed"  # the mark of a read of a tensor that was computed, in its node's ``meta``
+IS_COMPUTED = "is computed"  # the mark of a read of a tensor that was computed, in its node's ``meta``
 Values = MutableMapping[str, nn.Parameter]
 
 
@@ -34,7 +34,13 @@ def computed_from(call: fx.Node) -> list[str]:
 
 @torch.no_grad()
 def store_weight(
-    call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], values: Values, taken: dict[str, str]
+    call: fx.Node,
+    model: nn.Module,
+    stored: Mapping[str, Tensor],
+    values: Values,
+    taken: dict[str, str],
+    *,
+    transposes: bool = False,
 ) -> None:
     """Let a layer's function read a weight or bias that is computed from stored tensors as a stored one; others stay.
 
@@ -46,6 +52,7 @@ def store_weight(
             shape that it is computed from.
         taken: The names that this graph's calls have got, and how each weight is computed. A weight that is computed in
             another way gets a name of its own.
+        transposes: Whether a matrix that is only read transposed keeps its name.
     """
     if _computation(call):
         return  # a call without an input is a step towards a weight
@@ -56,11 +63,11 @@ def store_weight(
             continue
         with eval_mode(model):
             value = _evaluate(nodes, model)
-        name = _name(nodes, value, stored, stored.keys() - values.keys(), taken)
+        name = _name(nodes, value, stored, stored.keys() - values.keys(), taken, transposes=transposes)
         values.setdefault(name, nn.Parameter(value))
         with call.graph.inserting_before(call):
             read = call.graph.create_node("get_attr", name)
-            read.meta[COMPUTED] = True
+            read.meta[IS_COMPUTED] = True
         call.replace_input_with(source, read)
         for node in reversed(nodes):
             if not node.users:
@@ -68,17 +75,23 @@ def store_weight(
 
 
 def _name(
-    nodes: list[fx.Node], value: Tensor, stored: Mapping[str, Tensor], own: Set[str], taken: dict[str, str]
+    nodes: list[fx.Node],
+    value: Tensor,
+    stored: Mapping[str, Tensor],
+    own: Set[str],
+    taken: dict[str, str],
+    *,
+    transposes: bool,
 ) -> str:
     """Return the name of a computed weight, which no tensor of the network's ``own`` has that it is not computed from.
 
-    It is another one than that of a weight that is computed otherwise. A matrix that is only read transposed keeps its
-    own.
+    It is another one than that of a weight that is computed otherwise. With ``transposes``, a matrix that is only read
+    transposed keeps its own, and one that is also read as it is gets another.
     """
     sources, way = _read(nodes), _way(nodes)
-    transposed = all(node.op == "get_attr" or node.target == "t" for node in nodes)
+    transposed = transposes and all(node.op == "get_attr" or _is_t(node) for node in nodes)
     alike = [name for name in sources if transposed or (name in stored and stored[name].shape == value.shape)]
-    same = (name for name in alike if not _is_read_otherwise(name, nodes, transposed=transposed))
+    same = (name for name in alike if not (transposes and _is_read_otherwise(name, nodes, transposed=transposed)))
     first = next(same, f"{sources[0]}_computed")
     others = (f"{first}_{number}" for number in count(2) if f"{first}_{number}" not in own)
     return next(name for name in chain([first], others) if taken.setdefault(name, way) == way)
@@ -88,10 +101,14 @@ def _is_read_otherwise(name: str, nodes: list[fx.Node], *, transposed: bool) -> 
     """Return True if a layer reads a stored tensor as it is or, if it is transposed, anything else does."""
     graph = nodes[-1].graph
     reads = [
-        node for node in graph.nodes if node.op == "get_attr" and node.target == name and COMPUTED not in node.meta
+        node for node in graph.nodes if node.op == "get_attr" and node.target == name and IS_COMPUTED not in node.meta
     ]
     readers = [user for node in reads for user in node.users]
-    return any(user.target in CALLS or (transposed and user.target != "t") for user in readers)
+    return any(user.target in CALLS or (transposed and not _is_t(user)) for user in readers)
+
+
+def _is_t(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "t"
 
 
 def _way(nodes: list[fx.Node]) -> str:

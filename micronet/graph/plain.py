@@ -50,12 +50,12 @@ def make_plain(
 
 
 def find_plain(
-    graph: fx.Graph, model: nn.Module, *, training: bool, weights: Values | None = None
+    graph: fx.Graph, model: nn.Module, *, training: bool, weights: Values | None = None, products: bool = False
 ) -> tuple[dict[str, PlainLayer], dict[fx.Node, str]]:
     """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace.
 
     ``weights``: where to store computed weights (see ``store_weight``); None leaves their layers as they are. The graph
-    changes too: see ``split_biases``.
+    changes too: see ``split_biases``. ``products``: whether matrices of products were transposed, and keep their names.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     called = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")  # in a fixed order
@@ -70,7 +70,7 @@ def find_plain(
         if node.op != "call_function" or node.target not in CALLS:
             continue
         if weights is not None:
-            store_weight(node, model, stored, weights, taken)
+            store_weight(node, model, stored, weights, taken, transposes=products)
             stored |= weights
         found = _layer(node, stored, modules, training)
         if found is None:

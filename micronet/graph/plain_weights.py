@@ -31,11 +31,15 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
         names = make_plain(model)
     result: dict[str, Any] = {}
     graph = trace(model, example) if _may_store_weights(model) else None
-    if graph is not None:
+    for products in (True, False):  # without them, where a product does not suit a layer
+        if graph is None:
+            break
         weights: dict[str, nn.Parameter] = {}
-        network = _with_stored_weights(model, graph.recorded, weights, products=True)
-        if network is not model and computes_same(model, network, as_inputs(model, example)):
-            model, names, result = network, [*names, *weights], {STORED: graph.recorded or [], PRODUCTS: True}
+        plain = _with_stored_weights(model, graph.recorded, weights, products=products)
+        if (weights or plain.products) and computes_same(model, plain.model, as_inputs(model, example)):
+            model, names = plain.model, [*names, *weights]
+            result = {STORED: graph.recorded or [], PRODUCTS: products}
+            break
     return model, {COMPUTED: names, **result} if names or result else {}
 
 
@@ -53,11 +57,11 @@ def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Mod
         make_plain(model)
     if STORED not in result:
         return model
-    return _with_stored_weights(model, result[STORED] or None, {}, products=result.get(PRODUCTS, False))
+    return _with_stored_weights(model, result[STORED] or None, {}, products=result.get(PRODUCTS, False)).model
 
 
 def _with_stored_weights(
     model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool
-) -> nn.Module:
+) -> Graph:
     traced = model if recorded is None else record_network(model, make_inputs(recorded))[0]
-    return Graph(traced, weights=weights, products=products).model
+    return Graph(traced, weights=weights, products=products)

@@ -41,11 +41,12 @@ def make_layers(graph: fx.Graph, model: nn.Module) -> bool:
             product = product._replace(matrix=whole, transposed=not product.transposed)
         if product is None or not _is_parameter(product.matrix, stored, 2) or product.input.op == "get_attr":
             continue
-        if product.bias is not None and not _is_parameter(product.bias, stored, 1):
+        width = stored[str(product.matrix.target)].shape[0 if product.transposed else 1]
+        if product.bias is not None and not _is_bias(product.bias, stored, width):
             continue
         found = True
         last, bias = node, product.bias
-        if bias is None and (added := _added(node, stored)) is not None:
+        if bias is None and (added := _added(node, stored, width)) is not None:
             last, bias = added
         with graph.inserting_before(last):
             weight = product.matrix if product.transposed else graph.call_method("t", (product.matrix,))
@@ -71,7 +72,7 @@ def _product(node: fx.Node) -> _Product | None:
 def _transposition_of(node: fx.Node) -> fx.Node | None:
     """Return the matrix that a node transposes, or None."""
     source, *axes = node.args or (None,)
-    is_t = node.target == "t" or (node.target is getattr and axes == ["T"])
+    is_t = (node.op == "call_method" and node.target == "t") or (node.target is getattr and axes == ["T"])
     swaps = node.target in ("transpose", torch.transpose) and set(axes) in ({0, 1}, {-2, -1})
     return source if isinstance(source, fx.Node) and (is_t or swaps) else None
 
@@ -101,13 +102,17 @@ _READERS: dict[object, Callable[..., _Product | None]] = {
 }  # fmt: skip
 
 
-def _added(node: fx.Node, stored: Mapping[str, Tensor]) -> tuple[fx.Node, fx.Node] | None:
+def _added(node: fx.Node, stored: Mapping[str, Tensor], width: int) -> tuple[fx.Node, fx.Node] | None:
     """Return the addition of a stored vector that alone reads a product, and that vector."""
     [reader, *others] = node.users or [node]
     if others or reader.target not in (operator.add, torch.add) or len(reader.args) != 2 or reader.kwargs:
         return None
-    vectors = [each for each in reader.args if isinstance(each, fx.Node) and _is_parameter(each, stored, 1)]
+    vectors = [each for each in reader.args if isinstance(each, fx.Node) and _is_bias(each, stored, width)]
     return (reader, vectors[0]) if len(vectors) == 1 else None
+
+
+def _is_bias(node: fx.Node, stored: Mapping[str, Tensor], width: int) -> bool:
+    return _is_parameter(node, stored, 1) and stored[str(node.target)].shape == (width,)
 
 
 def _is_parameter(node: Any, stored: Mapping[str, Tensor], axes: int) -> bool:

@@ -57,9 +57,9 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     try:
         recorder = record(model, inputs)
         if recorder.reads:  # some code looks at values only while no tracer runs
-            with _tracing():
-                other = record(model, inputs)
-            recorder, context = (recorder, nullcontext) if other.reads else (other, _tracing)
+            with suppress(Exception), _tracing():  # it may refuse to be traced
+                if not (other := record(model, inputs)).reads:
+                    recorder, context = other, _tracing
     except UnbuiltError:
         raise
     except Exception as error:  # a user's forward may raise anything

@@ -45,6 +45,7 @@ class Graph:
             traced symbolically.
         fx: Its torch.fx graph.
         training: Its graph in training mode.
+        products: Whether some layers were written as products.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
     """
@@ -66,11 +67,10 @@ class Graph:
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
-        if products:
-            for graph in (self.fx, training):
-                make_layers(graph, model)
-        layers, calls = find_plain(self.fx, model, training=False, weights=weights)
-        others, more = find_plain(training, model, training=True, weights=weights)
+        found = [products and make_layers(graph, model) for graph in (self.fx, training)]
+        self.products = any(found)
+        layers, calls = find_plain(self.fx, model, training=False, weights=weights, products=products)
+        others, more = find_plain(training, model, training=True, weights=weights, products=products)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
         self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
         self.mode_keys = mode_keys(training, self.fx)

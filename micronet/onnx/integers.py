@@ -36,7 +36,6 @@ _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a n
 NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output; axes of its kernel
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
-PRODUCTS: dict[str, Iterable[int]] = {"MatMul": [0], "Einsum": range(9)}  # where a stored factor makes no layer of them
 CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR)  # recorded by names of torch.fx; the file has nodes for them
 _COMPUTED = "its weight is computed"  # recorded by the name of a call or a module; the file may have a node for it
 
@@ -99,14 +98,14 @@ def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, st
         recorded: The layers that micronet left in float and why; None if it did not write that.
     """
     reasons = recorded or {}
-    products = [node for node in graph.nodes if node.op_type in PRODUCTS and node.name not in done]
+    products = [node for node in graph.nodes if _is_product(node) and node.name not in done]
     all_recorded = graph.qdq and recorded is not None
     nodes = {str(node.name) for node in graph.nodes}
     # Recorded by names that no node has: modules that are not called, and layers whose weight the forward computes.
     unnamed = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, nodes)}
     computed = {name: why for name, why in unnamed.items() if why.startswith(_COMPUTED)}
     factors = {each.node for each in graph.layers if all_recorded and _is_factor(each, reasons, computed)}
-    factors |= {node for node in products if any(view.stored(node, place) for place in PRODUCTS[node.op_type])}
+    factors |= {node for node in products if any(view.stored(node, place) for place in _factor_places(node))}
     layers = [each for each in graph.layers if each.node not in factors]
     whys = (_why_float(each, done, reasons, computed) for each in layers)
     found = [(kind_of(each.node), view.layer_name(each.node), why) for each, why in zip(layers, whys, strict=True)]
@@ -123,6 +122,19 @@ def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, st
         "dequantized": [view.layer_name(node) for node in dequantized],
         "products": sum(node not in stored for node in products),
     }
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Return True for a matrix product, and an einsum that adds up products of several tensors."""
+    if node.op_type != "Einsum" or len(node.inputs) < 2:
+        return bool(node.op_type == "MatMul")
+    terms, _, result = node.attributes["equation"].as_string().replace(" ", "").partition("->")
+    return not result or any(letter.isalpha() and letter not in result for letter in terms)
+
+
+def _factor_places(node: ir.Node) -> Iterable[int]:
+    """Return which inputs of a product may be stored without making a layer of it."""
+    return [0] if node.op_type == "MatMul" else range(len(node.inputs))
 
 
 def _with_names(proto: onnx.ModelProto) -> onnx.ModelProto:

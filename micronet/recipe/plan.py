@@ -64,7 +64,8 @@ def _inherited(entries: list[Entry]) -> dict[str, Any]:
     """Return the settings that let the comparison at the end run the user's code that the stages before run."""
     given = {name: value for entry in entries for name, value in entry.options.items()}
     task = {"task": given["task"]} if ":" in str(given.get("task")) else {}
-    return {**task, **({"trust_code": True} if given.get("trust_code") is True else {})}
+    trusts = given.get("trust_code") is True and ":" not in str(given.get("model"))  # a named copy runs instead
+    return {**task, **({"trust_code": True} if trusts else {})}
 
 
 class _Planner:

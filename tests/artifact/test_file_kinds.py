@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from micronet.artifact.file_kinds import what_it_is
@@ -29,6 +30,7 @@ STATE = _saved(lambda file, value: torch.save(value, file), {"a": torch.zeros(4)
         (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
         (b"\x1f\x8b\x08", "run gunzip first"),
         (STATE, None),
+        (safetensors.torch.save({"a": torch.zeros(4)}), "rename it to w.safetensors"),
         (b"\x80\x02\x8a\nl", None),
     ],
 )

@@ -13,7 +13,7 @@ from torch import nn
 
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
-from micronet.compression.judge import _of_parts, error_of_drop
+from micronet.compression.judge import _of_parts, error_of_drop, quality_of_part
 from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
 from micronet.compression.plan import CRITERION, Basis, Plan
@@ -204,6 +204,14 @@ def test_the_error_of_a_mean_iou_is_not_that_of_single_images():
     assert error_of_drop([1.0] * 6, values) < 0.2 * error_of_drop(alone, [0.0] * 6)
     accuracies = [each["pixel_accuracy"] for each in _of_parts(whole, *parts)]  # a mean over equal parts
     assert accuracies == pytest.approx([part.compute()["pixel_accuracy"] for part in parts])
+
+
+def test_a_part_without_the_metric_does_not_count():
+    judge = SimpleNamespace(metric="auc", task=Segmentation())
+    assert quality_of_part(judge, {"accuracy": 0.5}) is None
+    assert quality_of_part(judge, {"auc": 0.7}) == 0.7
+    judge.metric = None
+    assert quality_of_part(judge, {}) is None
 
 
 def test_sizes_that_are_nearly_equal_leave_the_choice_to_the_drop():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from micronet.graph.plain_weights import restore_plain_weights, with_plain_weights
 
@@ -64,3 +65,50 @@ def test_a_matrix_that_is_only_read_transposed_keeps_its_name():
     assert {name: tuple(value.shape) for name, value in plain.state_dict().items()} == {
         "0.weight": (8, 6), "0.bias": (8,),
     }  # fmt: skip
+
+
+class Own(nn.Module):
+    """A forward of the test's own over these tensors."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.written = [forward]
+        for name, shape in (("w", (6, 8)), ("b", (8,)), ("c", (8,)), ("one", (1,)), ("column", (6, 1)), ("v", (4, 8))):
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+        self.register_buffer("pos", torch.randn(3, 6))
+
+    def forward(self, x):
+        return self.written[0](self, x)
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda net, x: x @ net.w + net.one, lambda net, x: x @ net.column + net.b], ids=["wider", "narrower"]
+)
+def test_an_addition_that_changes_the_shape_or_broadcasts_is_no_bias(forward):
+    net, x = Own(forward).eval(), torch.randn(3, 6)
+    plain, _ = with_plain_weights(net, x)
+    torch.testing.assert_close(plain(x), net(x))
+    [layer] = [module for module in plain.modules() if isinstance(module, nn.Linear)]
+    assert layer.bias is None
+
+
+def test_products_that_do_not_suit_leave_other_computed_weights_plain():
+    def forward(net, x):
+        y = (x @ net.w + net.b) * (x.relu() @ net.w + net.c)
+        return F.linear(y, net.v - net.v.mean())
+
+    net, x = Own(forward).eval(), torch.randn(3, 6)
+    plain, result = with_plain_weights(net, x)
+    torch.testing.assert_close(plain(x), net(x))
+    assert "v" in result["computed"]
+
+
+def test_a_network_without_products_stays_as_it_is():
+    net = Own(lambda net, x: torch.stack([row + net.pos[0] for row in x.unbind(1)], 1)).eval()
+    assert with_plain_weights(net, torch.randn(2, 3, 6)) == (net, {})
+
+
+def test_a_record_from_before_products_were_layers_keeps_its_names():
+    net = Own(lambda net, x: F.linear(x, net.w.t(), net.b)).eval()
+    restored = restore_plain_weights(net, {"computed": ["w_computed"], "stored": []})
+    assert "w_computed_layer.weight" in restored.state_dict()

@@ -93,6 +93,17 @@ def test_products_with_stored_tensors_are_no_linear_layers(product):
     assert list(found["float"].values()) == [STORED_FACTOR] * 2
 
 
+@pytest.mark.parametrize(("equation", "products"), [("ab->ba", 0), ("ab,b->ab", 0), ("ab,b->a", 1)])
+def test_an_einsum_is_a_product_only_if_it_adds_up_products(equation, products):
+    net, grid = Net(), (np.array(0.05, F32), np.array(128, np.uint8))
+    x = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
+    operands = [x, *([net("Gather", x, np.array(0), axis=0)] if "," in equation else [])]
+    proto = net.model(
+        {"x": (TensorProto.FLOAT, [3, 8])}, {net("Einsum", *operands, equation=equation): 1 + (products == 0)}
+    )
+    assert count_integer_layers(proto)["products"] == products
+
+
 def test_operators_in_integers_count_in_files_without_quantizers():
     net = Net()
     grid = (np.array(0.05, F32), np.array(128, np.uint8))
