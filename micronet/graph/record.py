@@ -53,21 +53,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     if isinstance(model, torch.jit.ScriptModule):
         raise MicronetError("the network is scripted (torch.jit.script); pass the Python network that was scripted")
     inputs = as_inputs(model, example)
-    context: Any = nullcontext
-    try:
-        recorder = record(model, inputs)
-        if recorder.reads:  # some code looks at values only while no tracer runs
-            with suppress(Exception), _tracing():  # it may refuse to be traced
-                if not (other := record(model, inputs)).reads:
-                    recorder, context = other, _tracing
-    except UnbuiltError:
-        raise
-    except Exception as error:  # a user's forward may raise anything
-        line = error_line(error)
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
-        raise MicronetError(
-            f"the network cannot run on the example input {shapes}{line}: {first_line(error)}"
-        ) from error
+    recorder, context = _record_eval(model, inputs)
     recorded = fx.GraphModule(recorder.root, recorder.graph)
     differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not _agree(model, recorded, x)]
     if recorder.reads or differing:
@@ -84,6 +70,25 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
         plain |= make_plain(trained.graph, trained.root, training=True, only=plain)
     follow_mode(recorder, trained)
     return with_plain(recorder.root, plain, recorder.graph), plain
+
+
+def _record_eval(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recorder, Any]:
+    """Record a network in eval mode, and return the context to record it again in; MicronetError if it cannot run."""
+    try:
+        recorder = record(model, inputs)
+    except UnbuiltError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        line = error_line(error)
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
+        raise MicronetError(
+            f"the network cannot run on the example input {shapes}{line}: {first_line(error)}"
+        ) from error
+    if recorder.reads:  # some code looks at values only while no tracer runs
+        with suppress(Exception), _tracing():  # it may refuse to be traced
+            if not (other := record(model, inputs)).reads:
+                return other, _tracing
+    return recorder, nullcontext
 
 
 def computes_same(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> bool:
