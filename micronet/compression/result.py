@@ -69,7 +69,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
 
 
 def _describe_bits(workshop: Workshop, chosen: Point) -> list[str]:
-    """Say which layers of the deployed file the runtime computes in float without being told to, or why all are."""
+    """Return lines on the layers that the deployed file runs in float unasked, or on why the whole network is float."""
     if chosen.plan.is_float:
         int8 = next((each for each in workshop.points if each.name == "int8"), None)
         return [] if int8 is None else [describe_int8(int8, workshop.points[0])]

@@ -77,8 +77,7 @@ class Rounds:
         while like.epochs and (found := following()) is not None:
             label, plan = _label(found[0], like.epochs), found[1]
             trained = replace(plan, epochs=like.epochs, trained_bits=like.trained_bits)
-            seconds = self._fixed() + sum(like.epochs) * self.epoch
-            if not self.workshop.has_time(label, 0.0 if self.workshop.is_made(trained) else seconds):
+            if not self.workshop.has_time(label, self._fixed() + sum(like.epochs) * self.epoch, trained):
                 return
             self.workshop.confirm(label, trained)
 

@@ -78,8 +78,7 @@ class Workshop:
 
     def attempt(self, name: str, plan: Plan) -> bool:
         """Make a candidate and return True if there is time for it, as for the one that took longest so far."""
-        seconds = 0.0 if self.is_made(plan) else 60 * max(point.minutes for point in self.points)
-        fits = self.has_time(name, seconds)
+        fits = self.has_time(name, 60 * max(point.minutes for point in self.points), plan)
         if fits:
             self.confirm(name, plan)
         return fits
@@ -88,9 +87,10 @@ class Workshop:
         """Return True if a candidate was made and measured before, perhaps by a search for another goal."""
         return _noted(plan) in self.notes.found
 
-    def has_time(self, what: str, seconds: float) -> bool:
-        """Return True if something fits the budget, or takes no time; what does not is left out."""
-        fits: bool = self.notes.decide(f"time for {what}", lambda: not seconds or seconds <= self.remaining)
+    def has_time(self, what: str, seconds: float, plan: Plan | None = None) -> bool:
+        """Return True if something fits the budget, or is a plan that was made before; what does not is left out."""
+        made = plan is not None and self.is_made(plan)
+        fits: bool = self.notes.decide(f"time for {what}", lambda: made or seconds <= self.remaining)
         if not fits:
             self.left_out.append(f"no time for {what}; a larger --budget would give it")
             self.progress.line(self.left_out[-1])
@@ -130,9 +130,8 @@ class Workshop:
         """Return a candidate like one whose few bits failed, as where they are too few to be packed."""
         plan = replace(failed.plan, bits=INTEGER_BITS, wide=())
         made = next((point for point in self.points if point.plan == plan), None)
-        name, seconds = f"{failed.name}, 8 bits", 60 * max(point.minutes for point in self.points)
-        if made is None and self.has_time(name, 0.0 if self.is_made(plan) else seconds):
-            return self.confirm(name, plan)
+        if made is None and self.attempt(f"{failed.name}, 8 bits", plan):
+            return self.points[-1]
         return made or failed
 
     def files(self, plan: Plan) -> tuple[Path, Path]:

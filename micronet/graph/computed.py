@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.graph.layer_calls import CALLS, arguments_of
+from micronet.graph.products import calls_t
 from micronet.graph.training import writes_in_place
 from micronet.models.modes import eval_mode
 
@@ -89,7 +90,7 @@ def _name(
     transposed keeps its own, and one that is also read as it is gets another.
     """
     sources, way = _read(nodes), _way(nodes)
-    transposed = transposes and all(node.op == "get_attr" or _is_t(node) for node in nodes)
+    transposed = transposes and all(node.op == "get_attr" or calls_t(node) for node in nodes)
     alike = [name for name in sources if transposed or (name in stored and stored[name].shape == value.shape)]
     same = (name for name in alike if not (transposes and _is_read_otherwise(name, nodes, transposed=transposed)))
     first = next(same, f"{sources[0]}_computed")
@@ -104,11 +105,7 @@ def _is_read_otherwise(name: str, nodes: list[fx.Node], *, transposed: bool) -> 
         node for node in graph.nodes if node.op == "get_attr" and node.target == name and IS_COMPUTED not in node.meta
     ]
     readers = [user for node in reads for user in node.users]
-    return any(user.target in CALLS or (transposed and not _is_t(user)) for user in readers)
-
-
-def _is_t(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "t"
+    return any(user.target in CALLS or (transposed and not calls_t(user)) for user in readers)
 
 
 def _way(nodes: list[fx.Node]) -> str:

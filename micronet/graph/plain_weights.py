@@ -36,7 +36,9 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
             break
         weights: dict[str, nn.Parameter] = {}
         plain = _with_stored_weights(model, graph.recorded, weights, products=products)
-        if (weights or plain.products) and computes_same(model, plain.model, as_inputs(model, example)):
+        if not (weights or plain.products):
+            break
+        if computes_same(model, plain.model, as_inputs(model, example)):
             model, names = plain.model, [*names, *weights]
             result = {STORED: graph.recorded or [], PRODUCTS: products}
             break

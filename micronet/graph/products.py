@@ -28,7 +28,7 @@ class _Product(NamedTuple):
 def make_layers(graph: fx.Graph, model: nn.Module) -> bool:
     """Write the products of a graph with stored matrices as linear layers, in place; return True if there are any.
 
-    Only parameters count: fixed matrices, such as those of a Fourier transform, are no layers.
+    Only parameters count. A fixed matrix, such as a Fourier transform's, does not make a layer.
 
     Args:
         graph: A network's graph.
@@ -69,10 +69,15 @@ def _product(node: fx.Node) -> _Product | None:
         return None
 
 
+def calls_t(node: fx.Node) -> bool:
+    """Return True for the transposition that ``make_layers`` writes."""
+    return node.op == "call_method" and node.target == "t"
+
+
 def _transposition_of(node: fx.Node) -> fx.Node | None:
     """Return the matrix that a node transposes, or None."""
     source, *axes = node.args or (None,)
-    is_t = (node.op == "call_method" and node.target == "t") or (node.target is getattr and axes == ["T"])
+    is_t = calls_t(node) or (node.target is getattr and axes == ["T"])
     swaps = node.target in ("transpose", torch.transpose) and set(axes) in ({0, 1}, {-2, -1})
     return source if isinstance(source, fx.Node) and (is_t or swaps) else None
 

@@ -163,6 +163,10 @@ class Recorder(TorchFunctionMode):
         return self._result(value, node)
 
     def _first_input(self) -> fx.Node:
+        """Return the first input's node. Before it are reads of frozen norms, made when leaves were looked for.
+
+        To look for them outside would number constants anew, whose names are in earlier artifacts.
+        """
         nodes: list[fx.Node] = list(self.graph.nodes)
         return next((node for node in nodes if node.op == "placeholder"), nodes[0])
 
