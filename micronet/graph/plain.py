@@ -13,8 +13,9 @@ from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from micronet.graph.attributes import Attribute
 from micronet.graph.biases import split_biases
 from micronet.graph.computed import Values, store_weight
 from micronet.graph.layer_calls import CALLS, arguments_of
@@ -166,7 +167,7 @@ def _layer(
 ) -> tuple[str, Any, PlainLayer] | None:
     """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
     call = CALLS[node.target]
-    given = arguments_of(node)
+    given = tree_map(lambda value: int(value) if isinstance(value, Attribute) else value, arguments_of(node))
     tensors = {name: given.pop(name, None) for name in call.tensors.split()}
     given.pop("input", None)
     uses_batch = given.pop("training", training)

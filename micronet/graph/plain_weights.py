@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
+from micronet.graph.attributes import marked, read_attributes
 from micronet.graph.computed import Values, computed_from, may_compute_weights
 from micronet.graph.products import make_layers
 from micronet.graph.record import computes_same, record_network
@@ -65,5 +66,13 @@ def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Mod
 def _with_stored_weights(
     model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool
 ) -> Graph:
-    traced = model if recorded is None else record_network(model, make_inputs(recorded))[0]
-    return Graph(traced, weights=weights, products=products)
+    traced = model
+    if recorded is not None:
+        with marked(model):
+            traced, _ = record_network(model, make_inputs(recorded))
+        read_attributes(traced)
+    with marked(traced):
+        graph = Graph(traced, weights=weights, products=products)
+    if isinstance(graph.model, fx.GraphModule):
+        read_attributes(graph.model)
+    return graph

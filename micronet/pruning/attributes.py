@@ -1,89 +1,13 @@
-"""Integers that a user's module holds as attributes and its forward uses as sizes, such as those of a split.
+"""The sizes that a user's modules hold and pruning changes with the layers."""
 
-While a forward is traced, each is an ``Attribute``, which knows where it comes from. If other widths need another size,
-the attribute is changed with the layers.
-"""
-
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.graph.leaves import is_leaf
-
-
-class Place(NamedTuple):
-    """Where an integer is: an attribute of a module, or an item of a list or tuple that is one."""
-
-    owner: str
-    name: str
-    item: int | None
-
-
-class Attribute(int):
-    """An integer that a module holds as an attribute, or a multiple or fraction of it, and where the attribute is."""
-
-    place: Place
-    ratio: Fraction
-
-    def __mul__(self, other: Any) -> Any:
-        """Return a multiple that knows the attribute."""
-        return (
-            _attribute(int(self) * int(other), self.place, self.ratio * int(other))
-            if _is_int(other)
-            else NotImplemented
-        )
-
-    __rmul__ = __mul__
-
-    def __floordiv__(self, other: Any) -> Any:
-        """Return a fraction that knows the attribute, if it is exact."""
-        if not _is_int(other) or not other or int(self) % int(other):
-            return int(self) // other
-        return _attribute(int(self) // int(other), self.place, self.ratio / int(other))
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """Copy it as a plain integer."""
-        return int, (int(self),)
-
-
-def _is_int(value: Any) -> bool:
-    return type(value) in (int, Attribute)
-
-
-@contextmanager
-def marked(model: nn.Module) -> Iterator[None]:
-    """Turn the integers that the user's modules hold into ``Attribute``s in this context."""
-    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    for owner, module in model.named_modules():
-        if is_leaf(module):
-            continue
-        new = {name: _marked(owner, name, value) for name, value in vars(module).items() if not name.startswith("_")}
-        changed = {name: value for name, value in new.items() if value is not vars(module)[name]}
-        before.append((vars(module), {name: vars(module)[name] for name in changed}))
-        vars(module).update(changed)
-    try:
-        yield
-    finally:
-        for attributes, values in before:
-            attributes.update(values)
-
-
-def _marked(owner: str, name: str, value: Any) -> Any:
-    if type(value) is int:
-        return _attribute(value, Place(owner, name, None))
-    if type(value) in (list, tuple) and value and all(type(item) is int for item in value):
-        return type(value)(_attribute(item, Place(owner, name, index)) for index, item in enumerate(value))
-    return value
-
-
-def _attribute(value: int, place: Place, ratio: Fraction = Fraction(1)) -> Attribute:
-    made = Attribute(value)
-    made.place, made.ratio = place, ratio
-    return made
+from micronet.graph.attributes import Attribute, Place
 
 
 class Attributes:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.pruning.attributes import Attribute, Attributes
+from micronet.graph.attributes import Attribute
+from micronet.pruning.attributes import Attributes
 from micronet.pruning.ids import FIXED, Ids, distinct
 from micronet.pruning.traced_network import NodeCall
 

@@ -15,12 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
+from micronet.graph.attributes import marked
 from micronet.graph.plain import PlainLayer, with_plain
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode, state_kept
-from micronet.pruning.attributes import marked
 from micronet.pruning.ids import Ids, channels_along, distinct
 from micronet.pruning.kinds import kind_of
 from micronet.pruning.recording import Key, Recording, Run

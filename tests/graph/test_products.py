@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from micronet import load, prune, save
 from micronet.graph.plain_weights import restore_plain_weights, with_plain_weights
 
 FORMS = {
@@ -50,16 +51,49 @@ def test_a_product_with_a_parameter_is_a_linear_layer(form):
 class Conv1D(nn.Module):
     """As GPT-2 has it."""
 
-    def __init__(self):
+    def __init__(self, inputs, outputs):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+        self.nf = outputs
 
     def forward(self, x):
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], 8)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+class Attention(nn.Module):
+    """Attention and what follows it, with sizes that the module holds; ``branch`` as torch.fx cannot trace it."""
+
+    def __init__(self, branch=False):
+        super().__init__()
+        self.branch, self.width, self.heads, self.sizes = branch, 16, 4, [16, 16, 16]
+        self.qkv, self.out, self.fc, self.proj = Conv1D(8, 48), Conv1D(16, 8), Conv1D(8, 32), Conv1D(32, 8)
+
+    def forward(self, x):
+        if self.branch and len(x) == 0:
+            return x
+        split = (*x.shape[:2], self.heads, self.width // 4)
+        q, k, v = (each.reshape(split).transpose(1, 2) for each in self.qkv(x).split(self.sizes, 2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return x + self.proj(self.fc(x).relu())
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["traced", "recorded"])
+def test_sizes_that_modules_hold_change_with_the_widths_of_products(branch, tmp_path):
+    torch.manual_seed(0)
+    net, x = Attention(branch).eval(), torch.randn(2, 5, 8)
+    artifact = prune(net, x, percent=0.5, criterion="l2", scope="layer")
+    assert artifact.model.get_submodule("qkv").out_features == 24
+    assert artifact.model.get_submodule("fc").out_features == 16
+    assert (net.heads, net.sizes, net.fc.nf) == (4, [16, 16, 16], 32)
+    save(artifact, tmp_path / "a.safetensors", build="tests.graph.test_products:Attention", args={"branch": branch})
+    again = load(tmp_path / "a.safetensors", Attention(branch)).model.eval()
+    assert torch.equal(again(x), artifact.model(x))
+    assert again(x[:1]).shape == (1, 5, 8)
 
 
 def test_a_matrix_that_is_only_read_transposed_keeps_its_name():
-    net = nn.Sequential(Conv1D(), nn.ReLU()).eval()
+    net = nn.Sequential(Conv1D(6, 8), nn.ReLU()).eval()
     plain, _ = with_plain_weights(net, torch.randn(2, 3, 6))
     assert isinstance(plain.get_submodule("0"), nn.Linear)
     assert {name: tuple(value.shape) for name, value in plain.state_dict().items()} == {

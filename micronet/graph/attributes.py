@@ -1,0 +1,117 @@
+"""Integers that a user's module holds as attributes and its forward uses as sizes, such as those of a split.
+
+While a forward is traced, each may be an ``Attribute``, which knows where it comes from. If pruning needs another size,
+it changes the attribute with the layers.
+"""
+
+import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+from torch.fx.node import map_aggregate
+
+from micronet.graph.leaves import is_leaf
+
+
+class Place(NamedTuple):
+    """Where an integer is: an attribute of a module, or an item of a list or tuple that is one."""
+
+    owner: str
+    name: str
+    item: int | None
+
+
+class Attribute(int):
+    """An integer that a module holds as an attribute, or a multiple or fraction of it, and where the attribute is."""
+
+    place: Place
+    ratio: Fraction
+
+    def __mul__(self, other: Any) -> Any:
+        """Return a multiple that knows the attribute."""
+        return (
+            _attribute(int(self) * int(other), self.place, self.ratio * int(other))
+            if _is_int(other)
+            else NotImplemented
+        )
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        """Return a fraction that knows the attribute, if it is exact."""
+        if not _is_int(other) or not other or int(self) % int(other):
+            return int(self) // other
+        return _attribute(int(self) // int(other), self.place, self.ratio / int(other))
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """Copy it as a plain integer."""
+        return int, (int(self),)
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) in (int, Attribute)
+
+
+@contextmanager
+def marked(model: nn.Module) -> Iterator[None]:
+    """Turn the integers that the user's modules hold into ``Attribute``s in this context."""
+    before: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for owner, module in model.named_modules():
+        if is_leaf(module):
+            continue
+        new = {name: _marked(owner, name, value) for name, value in vars(module).items() if not name.startswith("_")}
+        changed = {name: value for name, value in new.items() if value is not vars(module)[name]}
+        before.append((vars(module), {name: vars(module)[name] for name in changed}))
+        vars(module).update(changed)
+    try:
+        yield
+    finally:
+        for attributes, values in before:
+            attributes.update(values)
+
+
+def _marked(owner: str, name: str, value: Any) -> Any:
+    if type(value) is int:
+        return _attribute(value, Place(owner, name, None))
+    if type(value) in (list, tuple) and value and all(type(item) is int for item in value):
+        return type(value)(_attribute(item, Place(owner, name, index)) for index, item in enumerate(value))
+    return value
+
+
+def _attribute(value: int, place: Place, ratio: Fraction = Fraction(1)) -> Attribute:
+    made = Attribute(value)
+    made.place, made.ratio = place, ratio
+    return made
+
+
+def read_attributes(network: fx.GraphModule) -> None:
+    """Give a network the attributes that its graph was traced with, under names of its own, and let its code read them.
+
+    The attributes of its graph would be constants in its code, so that they could not be changed.
+    """
+    graph = network.graph
+    for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            node.args, node.kwargs = (
+                map_aggregate(given, lambda value: _read(value, network) if isinstance(value, Attribute) else value)
+                for given in (node.args, node.kwargs)
+            )
+    network.recompile()
+
+
+def _read(attribute: Attribute, network: fx.GraphModule) -> fx.Node:
+    """Write nodes that read an attribute's base from a network, and compute the attribute from it."""
+    owner, name, item = attribute.place
+    own = "_".join([*filter(None, owner.split(".")), name, *([] if item is None else [str(item)])])
+    setattr(network, own, int(int(attribute) / attribute.ratio))
+    node = network.graph.create_node("get_attr", own)
+    for function, number in (
+        (operator.mul, attribute.ratio.numerator),
+        (operator.floordiv, attribute.ratio.denominator),
+    ):
+        if number != 1:
+            node = network.graph.call_function(function, (node, number))
+    return node
