@@ -492,8 +492,8 @@ def quantize(
             for 8-bit activations that may be negative, unless a_sign is signed. Activations of ONNX files are
             asymmetric, unless a_sign is signed.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
-            (entropy), or least squared error (mse). Default: minmax, but mse for ONNX files and entropy for
-            TensorRT.
+            (entropy), or least squared error (mse). Default: minmax for artifacts, the closer of mse and minmax
+            for ONNX files, and entropy for TensorRT.
         percentile: Percentage of values inside the range, for calibrator="percentile".
         calib_batches: Number of calibration batches of 64 images. Default: 4, but all batches that Python gives
             to mode="ptq" of a network other than an ONNX file.

@@ -30,7 +30,8 @@ from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import open_session
 from micronet.stages.float_model import FloatModel
 from micronet.stages.onnx_files import is_raw
-from micronet.stages.quantize_onnx import CALIBRATOR, calibration_feeds
+from micronet.stages.onnx_ranges import CALIBRATORS
+from micronet.stages.quantize_onnx import calibration_feeds
 from micronet.stages.stage import Context, Outcome
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -115,7 +116,7 @@ class CompressingFile:
 
         def measure() -> dict[str, dict[str, float]]:
             histograms = posttraining.collect(self.folded, self.feeds, signed=False)
-            ranges = posttraining.find_ranges(histograms, CALIBRATOR, 100.0, signed=False)
+            ranges = posttraining.find_ranges(histograms, CALIBRATORS[0], 100.0, signed=False)
             return file_noise(self.folded, ranges, self.feeds[:NOISE_RUNS], self.workshop.progress)
 
         found: dict[str, dict[str, float]] = self.workshop.notes.once("layers in integers", measure)

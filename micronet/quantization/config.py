@@ -125,7 +125,8 @@ class RangeConfig(Settings):
     calibrator: Calibrator | None = setting(
         None,
         "How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least "
-        "squared error (mse). Default: minmax, but mse for ONNX files and entropy for TensorRT.",
+        "squared error (mse). Default: minmax for artifacts, the closer of mse and minmax for ONNX files, and entropy "
+        "for TensorRT.",
     )
     percentile: float = setting(
         PERCENTILE, "Percentage of values inside the range, for --calibrator percentile.", low=50, high=100

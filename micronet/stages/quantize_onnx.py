@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from typing import Any, NamedTuple
 
 import onnx
@@ -29,28 +28,24 @@ from micronet.onnx.integers import count_computed
 from micronet.onnx.reader import read_onnx
 from micronet.onnx.sharing import share_weights
 from micronet.onnx.speed import compare_sizes, measure_files
-from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import (
     CALIBRATION_BATCH,
     EXCLUDED,
     FIRST_OR_LAST,
-    Calibrator,
     QuantConfig,
     RangeConfig,
 )
-from micronet.quantization.histogram import Histogram
 from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
-from micronet.stages.inputs import cached, calibration_batches
+from micronet.stages.inputs import calibration_batches
 from micronet.stages.onnx_files import compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
+from micronet.stages.onnx_ranges import choose_ranges, has_legacy_cache, sampled
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
 from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
 
-SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
-CALIBRATOR: Calibrator = "mse"  # +2.5 to +10 dB over the ten files of scripts/bench_onnx_files.py, but -3.5 for one
 
 
 def quantize_file(stage: Any, context: Context) -> Outcome:
@@ -106,22 +101,24 @@ def _quantized(
     if correct:
         give_biases(folded)
     signed = config.a_sign == "signed"
-    if feeds is None and not _has_legacy_cache(ranges):
+    if feeds is None and not has_legacy_cache(ranges):
         feeds = calibration_feeds(model, ranges, progress)
-    found = _ranges(folded, ranges, progress, feeds or [], signed=signed)
+    quantized = partial(
+        posttraining.quantize_onnx,
+        folded,
+        signed=signed,
+        per_channel=config.q_level == "channel",
+        bits=config.w_bits if isinstance(config.w_bits, int) else 0,
+    )
+    found = choose_ranges(folded, ranges, progress, feeds or [], quantized, signed=signed)
     excluded = _left_out(folded, found, feeds or [], config)
-    bits = config.w_bits if isinstance(config.w_bits, int) else 0
-    per_channel = config.q_level == "channel"
 
     def requantize(others: dict[str, str]) -> onnx.ModelProto:
-        left_out = {**excluded, **others}
-        return posttraining.quantize_onnx(
-            folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=left_out
-        )
+        return quantized(found, excluded={**excluded, **others})
 
     int8 = requantize({})
     if correct and feeds:
-        int8 = _corrected(folded, int8, _sampled(feeds), progress)
+        int8 = _corrected(folded, int8, sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     if not signed:
         int8 = share_weights(with_padded_channels(int8))
@@ -140,7 +137,7 @@ def _left_out(
         return excluded | {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
     if config.first_last != "auto":
         return excluded
-    return find_destroyed(folded, ranges, _sampled(feeds), signed=config.a_sign == "signed") | excluded
+    return find_destroyed(folded, ranges, sampled(feeds), signed=config.a_sign == "signed") | excluded
 
 
 def _corrected(
@@ -162,10 +159,6 @@ def _corrected(
         return int8
     progress.line(f"corrected the mean output of {count(layers, 'layer')}, which raised {change}")
     return corrected
-
-
-def _sampled(feeds: list[Feed]) -> list[Feed]:
-    return feeds[:: max(1, len(feeds) // SAMPLED_RUNS)]
 
 
 def input_shape(proto: onnx.ModelProto) -> list[int | None]:
@@ -207,37 +200,6 @@ def _image_feeds(model: FloatModel, config: RangeConfig, total: int, progress: P
     yield from image.read([paths[index] for index in chosen.tolist()])
 
 
-def _has_legacy_cache(config: RangeConfig) -> bool:
-    """Return True if the ranges come from a cache of TensorRT's, which needs no inputs."""
-    return config.calib_cache is not None and is_legacy_cache(config.calib_cache)
-
-
-def _ranges(
-    folded: onnx.ModelProto, config: RangeConfig, progress: Progress, feeds: list[Feed], *, signed: bool
-) -> dict[str, ValueRange]:
-    cache = config.calib_cache
-    if cache is not None and _has_legacy_cache(config):
-        progress.line(f"read TensorRT's ranges from {cache}")
-        found = read_legacy_cache(cache)
-        if missing := [name for name in posttraining.activations(folded, signed=signed) if name not in found]:
-            progress.line(
-                f"{cache} has no ranges for these tensors, so the nodes that use them stay in float: "
-                f"{', '.join(missing[:LISTED])}"
-            )
-        return found
-    histograms = _histograms(folded, config, feeds, progress, signed=signed)
-    return posttraining.find_ranges(histograms, config.calibrator or CALIBRATOR, config.percentile, signed=signed)
-
-
-def _histograms(
-    folded: onnx.ModelProto, config: RangeConfig, feeds: list[Feed], progress: Progress, *, signed: bool
-) -> dict[str, Histogram]:
-    network = folded.SerializeToString(deterministic=True)
-    depends_on = chain([network], (values.tobytes() for feed in feeds for values in feed.values()))
-    collect = partial(posttraining.collect, folded, feeds, signed=signed)
-    return cached(config.calib_cache, depends_on, collect, progress)
-
-
 def _quality(
     model: FloatModel, made: _Made, feeds: list[Feed], config: RangeConfig, progress: Progress
 ) -> tuple[dict[str, Any], list[str]]:
@@ -250,7 +212,7 @@ def _quality(
         sessions = open_files(model.proto, made.int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
             return measured, []
-    runs = _sampled(feeds)
+    runs = sampled(feeds)
     found = compare_files(model.proto, made.int8, runs)
     warnings = []
     if found["sqnr_db"] < POOR_DB:

@@ -215,6 +215,23 @@ def test_weights_in_16_bits_of_layers_in_float_stay_so():
     assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()
 
 
+@pytest.mark.parametrize(("rare", "best"), [(8.0, "minmax"), (0.0, "mse")], ids=["that matters", "that does not"])
+def test_the_calibrator_is_the_one_that_keeps_the_outputs_closer(rare, best):
+    """Least squared error clips one large value among many, whatever its channel is worth to the output."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((16, 2048, 16)).astype(np.float32).clip(-1, 1)
+    x[3, 7] = [max(rare, 1), 8, *[0] * 14]
+    weight = np.eye(16, dtype=np.float32)
+    weight[0, 0] = 100
+    weight[1, 1] = 1e-3
+    proto = _file("g (float[n, 16] x) => (float[n, 16] z) { z = MatMul(x, w) }", w=weight)
+    feeds = [{"x": each} for each in x]
+    model = FloatModel(proto, Path("net.onnx"), DataConfig(), seed=0)
+    names = (None, "mse", "minmax")
+    files = {name: to_int8(model, RangeConfig(calibrator=name), QuantConfig(), Silent(), feeds)[0] for name in names}
+    assert files[None] == files[best] != files["mse" if best == "minmax" else "minmax"]
+
+
 @pytest.mark.parametrize("width", [1, 64])
 def test_a_file_that_grows_and_outputs_that_are_far_off_are_said_with_the_layers_at_fault(micronet, tmp_path, width):
     weight = np.ones((64, width), np.float32)
