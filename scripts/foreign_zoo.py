@@ -1,9 +1,10 @@
 """Other people's networks, quantized to int8 by us and by ONNX Runtime's own ``quantize_static``, side by side.
 
 ``python scripts/export_zoo.py --foreign`` runs it. Weights are random; batch norms get the statistics of the
-calibration inputs, which are random too, but smooth like images. Both get the same float ONNX file's network and the
-same inputs; ONNX Runtime's quantizer runs at its defaults. Times are medians of interleaved runs with one thread. Each
-network is measured in a process of its own: whatever stops one is a row with the reason. Rows are stored as they end.
+calibration inputs, which are random too, but smooth if they are images. Both get the same float ONNX file's network and
+the same inputs; ONNX Runtime's quantizer runs at its defaults. Times are medians of interleaved runs with one thread.
+Each network is measured in a process of its own: whatever stops one is a row with the reason. Rows are stored as they
+end.
 """
 
 import copy
@@ -25,102 +26,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from foreign_networks import NETWORKS
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import micronet
 from micronet.onnx.export import to_onnx
 from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.recovery import reestimate_norms
 
-BATCHES, BATCH = 4, 8  # to calibrate on, and as many others to judge by
+BATCHES = 4  # to calibrate on, and as many others to judge by
 TIME_LIMIT = 900  # seconds per network
 MARGIN_DB, MARGIN_TIME = 0.5, 1.1  # what we may lose against ONNX Runtime's quantizer
-
-
-def _timm(name: str, size: int = 96, **options: Any) -> tuple[Callable[[], nn.Module], int]:
-    def build() -> nn.Module:
-        import timm
-
-        made: nn.Module = timm.create_model(name, num_classes=10, **options)
-        return made
-
-    return build, size
-
-
-def _torchvision(name: str, size: int = 96, **options: Any) -> tuple[Callable[[], nn.Module], int]:
-    def build() -> nn.Module:
-        import torchvision
-
-        made: nn.Module = torchvision.models.get_model(name, weights=None, **options)
-        for parameter in made.parameters():  # the head of vit starts at zero
-            if parameter.dim() > 1 and not parameter.any():
-                nn.init.normal_(parameter, std=0.02)
-        return made
-
-    return build, size
-
-
-def _segmentation(name: str) -> tuple[Callable[[], nn.Module], int]:
-    class First(nn.Module):
-        """A segmentation network of torchvision's that returns its main output alone."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = _torchvision(name, weights_backbone=None, num_classes=21)[0]()
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = self.network(x)["out"]
-            return out
-
-    return First, 96
-
-
-def _yolo(name: str) -> tuple[Callable[[], nn.Module], int]:
-    def build() -> nn.Module:
-        from ultralytics.nn.tasks import DetectionModel
-
-        model = DetectionModel(f"{name}.yaml", nc=10, verbose=False)
-        model.model[-1].export, model.model[-1].format = True, "onnx"
-        return model
-
-    return build, 128
-
-
-def _smp(kind: str, encoder: str) -> tuple[Callable[[], nn.Module], int]:
-    def build() -> nn.Module:
-        import segmentation_models_pytorch as smp
-
-        made: nn.Module = getattr(smp, kind)(encoder, encoder_weights=None, classes=3)
-        return made
-
-    return build, 64
-
-
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    **{
-        f"timm {name}": _timm(name)
-        for name in (
-            "mobilenetv4_conv_small", "repvgg_a0", "lcnet_050", "ese_vovnet19b_dw", "ese_vovnet39b", "efficientnet_b0",
-            "efficientnet_lite0", "tf_efficientnet_lite0", "mobilevit_xxs", "convnext_atto", "regnetx_002",
-            "regnety_002", "ghostnet_050", "resnet18", "densenet121", "mobileone_s0", "dla34", "hrnet_w18_small",
-            "mnasnet_050",
-        )
-    },
-    "timm deit_tiny_patch16_224": _timm("deit_tiny_patch16_224", img_size=96),
-    "timm vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=96),
-    "timm swin_tiny_patch4_window7_224": _timm("swin_tiny_patch4_window7_224", size=112, img_size=112),
-    **{
-        f"torchvision {name}": _torchvision(name, num_classes=10)
-        for name in ("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x1_0", "squeezenet1_1")
-    },
-    "torchvision vit_b_32": _torchvision("vit_b_32", num_classes=10, image_size=96),
-    "torchvision lraspp_mobilenet_v3_large": _segmentation("lraspp_mobilenet_v3_large"),
-    "ultralytics yolov8n": _yolo("yolov8n"),
-    "smp Unet resnet18": _smp("Unet", "resnet18"),
-    "smp Unet mobilenet_v2": _smp("Unet", "mobilenet_v2"),
-}  # fmt: skip
 
 
 @dataclass
@@ -155,10 +72,13 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
         return next(self._feeds, None)
 
 
-def measure(build: Callable[[], nn.Module], size: int, seconds: float) -> Row:
-    """Quantize a network in both ways and compare; ``seconds``: how long to time, 0 for not at all."""
+def measure(build: Callable[[], nn.Module], draw: Callable[[], Tensor], seconds: float) -> Row:
+    """Quantize a network in both ways and compare.
+
+    ``draw`` returns a batch of inputs; ``seconds``: how long to time, 0 for not at all.
+    """
     torch.manual_seed(0)
-    batches, held_out = ([_images(size) for _ in range(BATCHES)] for _ in range(2))
+    batches, held_out = ([draw() for _ in range(BATCHES)] for _ in range(2))
     model = build().eval()
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         reestimate_norms(model, batches)
@@ -173,12 +93,6 @@ def measure(build: Callable[[], nn.Module], size: int, seconds: float) -> Row:
     times = list(_times(sessions, image, seconds)) if seconds else [math.nan] * len(sessions)
     decibels = [_sqnr(expected, outputs) for outputs in others]
     return Row(*times, *decibels, *map(_integers, (ours, theirs)))
-
-
-def _images(size: int) -> Tensor:
-    """Return random images that are smooth like photographs, (BATCH, 3, size, size)."""
-    coarse = sum(F.interpolate(torch.randn(BATCH, 3, n, n), (size, size), mode="bilinear") for n in (2, 5, 12, size))
-    return coarse * 0.5  # type: ignore[no-any-return]
 
 
 def _outputs(session: onnxruntime.InferenceSession, name: str, batches: list[Tensor]) -> list[Any]:
