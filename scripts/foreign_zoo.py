@@ -105,7 +105,10 @@ def _quantize_static(proto: onnx.ModelProto, batches: list[Tensor]) -> onnx.Mode
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         onnx.save(proto, source)
-        quantize_static(source, target, _Reader(proto.graph.input[0].name, batches))
+        try:
+            quantize_static(source, target, _Reader(proto.graph.input[0].name, batches))
+        except RuntimeError as error:
+            raise RuntimeError(f"ONNX Runtime's quantizer: {error}") from error
         return onnx.load(target)
 
 
