@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.goal import Goal
-from micronet.compression.judge import quality
+from micronet.compression.judge import DataJudge, quality
 from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front, spell_drop
 from micronet.compression.stage import STEM
 from micronet.compression.words import (
     as_markdown,
+    describe_chance,
     describe_errors,
     describe_floats,
     describe_int8,
@@ -46,6 +47,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     lost = quality(judge, before) - quality(judge, tested)
     errors = describe_errors(workshop.points)
     words = [
+        *describe_chance(before.get("accuracy"), judge.data.classes if isinstance(judge, DataJudge) else None),
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, judge.metric or judge.task.main),
         f"chosen: {point.name}, a drop of {spell_drop(point)} on {count(judge.samples, f'validation {judge.noun}')}",
         *describe_unsure(workshop.points, goal),

@@ -13,6 +13,7 @@ from micronet.errors import count, listed
 from micronet.quantization.config import INTEGER_BITS
 
 LISTED = 4
+BARELY = 1.2  # times the accuracy of chance
 SHARES_OF_SAMPLES = ("accuracy",)
 Alone = Mapping[str, Mapping[str, float]]  # layer -> the noise and the drop if it alone is quantized
 
@@ -85,6 +86,16 @@ def describe_int8(int8: Point, original: Point) -> str:
         return f"weights stay float: int8 cannot be made ({int8.failed})"
     shares = [f"{share:.2f} of the {noun}" for noun, share in _shares(int8, original).items()]
     return f"weights stay float: int8 alone has {' and '.join(shares)}, and a drop of {spell_drop(int8)}"
+
+
+def describe_chance(accuracy: float | None, classes: Collection[str] | None) -> list[str]:
+    """Return a warning if the original's accuracy is hardly better than chance: then no candidate can lose any."""
+    if accuracy is None or not classes or accuracy > BARELY / len(classes):
+        return []
+    return [
+        f"warning: the original's test accuracy is {accuracy:.1%} for {len(classes)} classes, as by chance, so that "
+        "every candidate keeps it; train it first, or check the data and the order of the classes"
+    ]
 
 
 def describe_losses(point: Point, original: Point) -> list[str]:

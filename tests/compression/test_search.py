@@ -22,6 +22,7 @@ from micronet.compression.prediction import Prediction
 from micronet.compression.result import draw
 from micronet.compression.search import Walk, ladder, narrower, spread
 from micronet.compression.words import (
+    describe_chance,
     describe_choice,
     describe_errors,
     describe_floats,
@@ -226,6 +227,8 @@ def test_words_name_what_stays_float_and_what_gets_worse():
     original, slow = (Point("", Plan(), latency_ms=ms, size_bytes=size) for ms, size in ((1.0, 100), (1.2, 60)))
     assert describe_losses(slow, original) == ["warning: slower than the original: 1.20 of its latency"]
     assert describe_losses(original, original) == []
+    assert describe_chance(0.5, ["cat", "dog"])[0].startswith("warning: the original's test accuracy is 50.0%")
+    assert describe_chance(0.7, ["cat", "dog"]) == describe_chance(None, ["cat", "dog"]) == []
     assert "1.20 of the latency and 0.60 of the size" in describe_int8(slow, original)
     assert describe_int8(replace(slow, failed="no"), original) == "weights stay float: int8 cannot be made (no)"
 
