@@ -90,28 +90,30 @@ def _attribute(value: int, place: Place, ratio: Fraction = Fraction(1)) -> Attri
 def read_attributes(network: fx.GraphModule) -> None:
     """Give a network the attributes that its graph was traced with, under names of its own, and let its code read them.
 
-    The attributes of its graph would be constants in its code, so that they could not be changed.
+    As constants in its code, they could not be changed.
     """
-    graph = network.graph
+    graph, names = network.graph, dict[Place, str]()
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, Attribute):
+            return value
+        if value.place not in names:
+            names[value.place] = _free_name(network, value.place)
+            setattr(network, names[value.place], int(int(value) / value.ratio))
+        node = graph.create_node("get_attr", names[value.place])
+        for function, number in (operator.mul, value.ratio.numerator), (operator.floordiv, value.ratio.denominator):
+            node = node if number == 1 else graph.call_function(function, (node, number))
+        return node
+
     for node in list(graph.nodes):
         with graph.inserting_before(node):
-            node.args, node.kwargs = (
-                map_aggregate(given, lambda value: _read(value, network) if isinstance(value, Attribute) else value)
-                for given in (node.args, node.kwargs)
-            )
+            node.args, node.kwargs = map_aggregate(node.args, read), map_aggregate(node.kwargs, read)
     network.recompile()
 
 
-def _read(attribute: Attribute, network: fx.GraphModule) -> fx.Node:
-    """Write nodes that read an attribute's base from a network, and compute the attribute from it."""
-    owner, name, item = attribute.place
+def _free_name(network: nn.Module, place: Place) -> str:
+    owner, name, item = place
     own = "_".join([*filter(None, owner.split(".")), name, *([] if item is None else [str(item)])])
-    setattr(network, own, int(int(attribute) / attribute.ratio))
-    node = network.graph.create_node("get_attr", own)
-    for function, number in (
-        (operator.mul, attribute.ratio.numerator),
-        (operator.floordiv, attribute.ratio.denominator),
-    ):
-        if number != 1:
-            node = network.graph.call_function(function, (node, number))
-    return node
+    while hasattr(network, own):
+        own += "_"
+    return own
