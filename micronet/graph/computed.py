@@ -33,6 +33,12 @@ def computed_from(call: fx.Node) -> list[str]:
     return _read(_computation(arguments_of(call)["weight"])) if call.target in CALLS else []
 
 
+def computes_more(call: fx.Node) -> bool:
+    """Return True if a function's weight or bias is computed from stored tensors, but not only transposed."""
+    given = [_computation(arguments_of(call)[name]) for name in ("weight", "bias")] if call.target in CALLS else []
+    return any(node.op != "get_attr" and not calls_t(node) for nodes in given for node in nodes)
+
+
 @torch.no_grad()
 def store_weight(
     call: fx.Node,

@@ -1,12 +1,12 @@
 """Computed weights made plain: those of hooks and parametrizations, and those that a forward computes itself."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
 from micronet.graph.attributes import marked, read_attributes
-from micronet.graph.computed import Values, computed_from, may_compute_weights
+from micronet.graph.computed import Values, computed_from, computes_more, may_compute_weights
 from micronet.graph.products import make_layers
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import Graph, trace
@@ -15,30 +15,46 @@ from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
 
+Purpose = Literal["running", "pruning", "training"]
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
 PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
-def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Any]]:
+def with_plain_weights(
+    model: nn.Module, example: Example, purpose: Purpose = "running"
+) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network that stores the weights which the given one computes, and what to put in the stage's record.
 
     The weights are those of eval mode, and so are the outputs. Without such weights, or if the forward that computes
     them cannot be traced, it returns the given network and nothing.
+
+    Args:
+        model: The network.
+        example: An input.
+        purpose: What follows. If a training may follow, the network stays as it is where a weight would be stored apart
+            from a tensor that it is computed from and that something else reads too: they would no longer be tied.
+            For a training, only matrices that are read transposed are stored, so; it goes on computing other weights.
     """
     names: list[str] = []
-    if any(map(is_computed, model.modules())):
+    if purpose != "training" and any(map(is_computed, model.modules())):
         model = copy_model(model)
         names = make_plain(model)
     result: dict[str, Any] = {}
     graph = trace(model, example) if _may_store_weights(model) else None
-    for products in (True, False):  # without them, where a product does not suit a layer
+    sources = set() if graph is None else _sources(graph, model)
+    if graph is not None and purpose == "training" and any(map(computes_more, graph.fx.nodes)):
+        graph = None
+    for products in (True, False)[: 1 if purpose == "training" else 2]:  # without, where one does not suit a layer
         if graph is None:
             break
         weights: dict[str, nn.Parameter] = {}
         plain = _with_stored_weights(model, graph.recorded, weights, products=products)
         if not (weights or plain.products):
             break
+        tied = sources.intersection(dict(plain.model.named_parameters(remove_duplicate=False))) - weights.keys()
+        if tied and purpose != "running":
+            continue
         if computes_same(model, plain.model, as_inputs(model, example)):
             model, names = plain.model, [*names, *weights]
             result = {STORED: graph.recorded or [], PRODUCTS: products}
@@ -49,9 +65,13 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
 def _may_store_weights(model: nn.Module) -> bool:
     """Return False if all layers surely use weights as they are stored; nothing runs."""
     graph = trace(model)
-    if graph is None:
-        return may_compute_weights(model)
-    return any(computed_from(node) for node in graph.fx.nodes) or make_layers(graph.fx, model)
+    return may_compute_weights(model) if graph is None else bool(_sources(graph, model))
+
+
+def _sources(graph: Graph, model: nn.Module) -> set[str]:
+    """Write a graph's products as layers, and return the tensors that its layers' weights are computed from."""
+    make_layers(graph.fx, model)
+    return {name for node in graph.fx.nodes for name in computed_from(node)}
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:

@@ -1,11 +1,15 @@
 """The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.errors import MicronetError
 from micronet.stages.config import OutputConfig, ReadSettings
 from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.graph.plain_weights import Purpose
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class BnFuse(ReadSettings, Stage):
                 "bn-fuse cannot follow bn-fuse: the batch norms are already folded; continue with export-onnx"
             )
 
-    def wants_plain_weights(self) -> bool:
-        """Return True: a batch norm is multiplied into them."""
-        return True
+    def plain_weights(self) -> "Purpose":
+        """Return "running": a batch norm is multiplied into them."""
+        return "running"
 
     def run(self, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""

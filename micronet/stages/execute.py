@@ -100,13 +100,14 @@ def _with_plain_weights(
     stage: Stage, source: "Artifact", memory: Memory, data: Any, progress: Progress
 ) -> tuple["Artifact", dict[str, Any]]:
     """Return the input with the weights that it computes made plain, if the stage wants them, and what records it."""
-    if not stage.wants_plain_weights() or any(record.quantizers for record in source.history):
+    purpose = stage.plain_weights()
+    if purpose is None or any(record.quantizers for record in source.history):
         return source, {}  # quantized layers keep what they were trained with until they are exported
     from micronet.graph.plain_weights import COMPUTED, with_plain_weights
     from micronet.stages.inputs import example_input
 
     given = _given_example(memory, data)
-    model, result = with_plain_weights(source.model, example_input(source) if given is None else given)
+    model, result = with_plain_weights(source.model, example_input(source) if given is None else given, purpose)
     if not result:
         return source, {}
     if names := result[COMPUTED]:

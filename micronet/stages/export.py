@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from micronet.artifact.artifact import Artifact
+    from micronet.graph.plain_weights import Purpose
 
 FLOAT_GATES = "SiLU and hardswish stay float, because in integers the network does not agree with torch"
 Compared = TypeVar("Compared")
@@ -33,9 +34,9 @@ class CheckedSettings(ConvertSettings):
         256, "Number of test images used to check that the exported network agrees with torch.", low=1, metavar="N"
     )
 
-    def wants_plain_weights(self) -> bool:
-        """Return True: the file stores them as constants."""
-        return True
+    def plain_weights(self) -> "Purpose":
+        """Return "running": the file stores them as constants."""
+        return "running"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
+    from micronet.graph.plain_weights import Purpose
     from micronet.pruning.plan import PrunePlan
 
 LARGEST_TIMED = 200_000_000  # parameters; exporting and timing more would take minutes
@@ -106,9 +107,9 @@ class Prune(ConvertSettings, Stage):
         """Return no suffix if only a plan or the sensitivity is printed."""
         return None if self.dry_run or self.sensitivity else ".safetensors"
 
-    def wants_plain_weights(self) -> bool:
-        """Return True: channels are cut from them."""
-        return True
+    def plain_weights(self) -> "Purpose":
+        """Return "pruning": channels are cut from them, and a training may follow."""
+        return "pruning"
 
     def run(self, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""

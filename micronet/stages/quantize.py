@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
@@ -14,6 +14,9 @@ from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
 from micronet.stages.words import noun_of, stage_after_training
 from micronet.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from micronet.graph.plain_weights import Purpose
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
@@ -64,9 +67,9 @@ class Quantize(TrainingSettings, Stage):
         """Whether the input is an ONNX file."""
         return self.artifact is not None and self.artifact.suffix == ".onnx"
 
-    def wants_plain_weights(self) -> bool:
-        """Return True unless a training follows, which they change."""
-        return self.calibration.mode == "ptq"
+    def plain_weights(self) -> "Purpose":
+        """Return what follows: a training changes them."""
+        return "running" if self.calibration.mode == "ptq" else "training"
 
     def check(self) -> None:
         """Refuse settings that the mode or the input has no use for."""

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group, setting
 from micronet.errors import MicronetError
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.stages.config import DataConfig, ReadSettings, ReportConfig
 from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.graph.plain_weights import Purpose
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Sensitivity(ReadSettings, Stage):
         super().check()
         if self.calibration.float_weights is not None:
             raise MicronetError("--float-weights has no effect here, because nothing is trained; drop it")
+
+    def plain_weights(self) -> "Purpose":
+        """Return "running": nothing is trained."""
+        return "running"
 
     def run(self, context: Context) -> Outcome:
         """Measure every layer, calibrated without training."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from micronet.artifact.artifact import Artifact
+    from micronet.graph.plain_weights import Purpose
 
 PRUNE_FIRST = "prune first, then quantize: run it on the float artifact"
 BEFORE_FUSING = "use the artifact from before bn-fuse"
@@ -156,9 +157,9 @@ class Stage:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
 
-    def wants_plain_weights(self) -> bool:
-        """Return True if the stage works on weights as values: those that a network computes are made plain first."""
-        return False
+    def plain_weights(self) -> "Purpose | None":
+        """Return for what weights that a network computes are made plain first, if the stage works on their values."""
+        return None
 
     def processes(self) -> int | None:
         """Return the number of processes to run in, or None if the stage always runs in one."""
