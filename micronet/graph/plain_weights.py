@@ -15,14 +15,13 @@ from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
 
-Purpose = Literal["running", "pruning", "training"]
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
 PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
 def with_plain_weights(
-    model: nn.Module, example: Example, purpose: Purpose = "running"
+    model: nn.Module, example: Example, purpose: Literal["running", "pruning", "training"] = "running"
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network that stores the weights which the given one computes, and what to put in the stage's record.
 

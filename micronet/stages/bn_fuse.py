@@ -1,15 +1,11 @@
 """The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.errors import MicronetError
 from micronet.stages.config import OutputConfig, ReadSettings
-from micronet.stages.stage import Context, Outcome, Stage
-
-if TYPE_CHECKING:
-    from micronet.graph.plain_weights import Purpose
+from micronet.stages.stage import Context, Outcome, Purpose, Stage
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class BnFuse(ReadSettings, Stage):
                 "bn-fuse cannot follow bn-fuse: the batch norms are already folded; continue with export-onnx"
             )
 
-    def plain_weights(self) -> "Purpose":
+    def plain_weights(self) -> Purpose:
         """Return "running": a batch norm is multiplied into them."""
         return "running"
 

@@ -12,13 +12,12 @@ from micronet.core.progress import Progress
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, TimingConfig
-from micronet.stages.stage import Context, Outcome, Stage
+from micronet.stages.stage import Context, Outcome, Purpose, Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
     from micronet.artifact.artifact import Artifact
-    from micronet.graph.plain_weights import Purpose
 
 FLOAT_GATES = "SiLU and hardswish stay float, because in integers the network does not agree with torch"
 Compared = TypeVar("Compared")
@@ -34,7 +33,7 @@ class CheckedSettings(ConvertSettings):
         256, "Number of test images used to check that the exported network agrees with torch.", low=1, metavar="N"
     )
 
-    def plain_weights(self) -> "Purpose":
+    def plain_weights(self) -> Purpose:
         """Return "running": the file stores them as constants."""
         return "running"
 

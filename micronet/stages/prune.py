@@ -8,13 +8,12 @@ from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.stages.config import ConvertSettings, RunConfig, TimingConfig, check_teacher
-from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
+from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Purpose, Stage
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
-    from micronet.graph.plain_weights import Purpose
     from micronet.pruning.plan import PrunePlan
 
 LARGEST_TIMED = 200_000_000  # parameters; exporting and timing more would take minutes
@@ -107,7 +106,7 @@ class Prune(ConvertSettings, Stage):
         """Return no suffix if only a plan or the sensitivity is printed."""
         return None if self.dry_run or self.sensitivity else ".safetensors"
 
-    def plain_weights(self) -> "Purpose":
+    def plain_weights(self) -> Purpose:
         """Return "pruning": channels are cut from them, and a training may follow."""
         return "pruning"
 

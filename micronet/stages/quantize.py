@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
@@ -10,13 +10,10 @@ from micronet.errors import MicronetError
 from micronet.onnx.config import InputConfig
 from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TimingConfig, TrainingSettings, check_teacher, input_file
-from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
+from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Purpose, Stage
 from micronet.stages.train import run_context
 from micronet.stages.words import noun_of, stage_after_training
 from micronet.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from micronet.graph.plain_weights import Purpose
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
@@ -67,7 +64,7 @@ class Quantize(TrainingSettings, Stage):
         """Whether the input is an ONNX file."""
         return self.artifact is not None and self.artifact.suffix == ".onnx"
 
-    def plain_weights(self) -> "Purpose":
+    def plain_weights(self) -> Purpose:
         """Return what follows: a training changes them."""
         return "running" if self.calibration.mode == "ptq" else "training"
 

@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from micronet.core.config import group, setting
 from micronet.errors import MicronetError
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.stages.config import DataConfig, ReadSettings, ReportConfig
-from micronet.stages.stage import Context, Outcome, Stage
-
-if TYPE_CHECKING:
-    from micronet.graph.plain_weights import Purpose
+from micronet.stages.stage import Context, Outcome, Purpose, Stage
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Sensitivity(ReadSettings, Stage):
         if self.calibration.float_weights is not None:
             raise MicronetError("--float-weights has no effect here, because nothing is trained; drop it")
 
-    def plain_weights(self) -> "Purpose":
+    def plain_weights(self) -> Purpose:
         """Return "running": nothing is trained."""
         return "running"
 

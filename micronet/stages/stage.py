@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from micronet import registry
 from micronet.artifact.header import StageRecord
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from micronet.artifact.artifact import Artifact
-    from micronet.graph.plain_weights import Purpose
 
 PRUNE_FIRST = "prune first, then quantize: run it on the float artifact"
 BEFORE_FUSING = "use the artifact from before bn-fuse"
+Purpose = Literal["running", "pruning", "training"]  # what follows on weights that are made plain
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Stage:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
 
-    def plain_weights(self) -> "Purpose | None":
+    def plain_weights(self) -> Purpose | None:
         """Return for what weights that a network computes are made plain first, if the stage works on their values."""
         return None
 

@@ -23,10 +23,13 @@ def is_fall(before: dict[str, Any], after: dict[str, Any], task: Task, largest: 
     return was != 0 and now < was - share * abs(was)
 
 
-def describe_fall(before: dict[str, Any], after: dict[str, Any], task: Task, lr: float, way_out: str) -> str:
-    """Return the warning: the metric before and now, and what to try."""
+def describe_fall(
+    before: dict[str, Any], after: dict[str, Any], task: Task, lr: float, way_out: str, *, kept: bool
+) -> str:
+    """Return the warning: the metric before and now, whether the weights from before are kept, and what to try."""
     was, now = (value_text(task.main, row[f"validation_{task.main}"]) for row in (before, after))
+    kept_words = ", so the weights from before are kept" if kept else ""
     return (
-        f"warning: the validation {task.main} was {was} before the training and is {now} now; a lower learning rate, "
-        f"such as --lr {lr / 10:g}, or {way_out} may prevent this"
+        f"warning: the validation {task.main} was {was} before the training and is {now} now{kept_words}; a lower "
+        f"learning rate, such as --lr {lr / 10:g}, or {way_out} may prevent this"
     )

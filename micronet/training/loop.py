@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.core import ranks
@@ -71,6 +71,7 @@ class Trainer:
             self.model, make_optimizer(self.model, config), config, context.device, context.compiled, self.teacher,
             self.hooks.penalty, self.data.task,
         )  # fmt: skip
+        start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         identity = {**config.to_json(), "seed": context.seed, **self.identity}
         identity.pop("patience", None)
         checkpoint = Checkpoint.beside(context.output, identity)
@@ -84,13 +85,20 @@ class Trainer:
         if self.warns_of_fall and not (state.rows or state.step):
             state.before = validate(self.model, self.data)
         self._train(step, checkpoint, state)
-        if distributed.rank() == 0:
-            self.model.load_state_dict(checkpoint.best)  # the file stays until the artifact is saved
-        distributed.broadcast_state(self.model)
-        row = self._chosen(state.rows)
+        return self._finish(checkpoint, state, start)
+
+    def _finish(self, checkpoint: Checkpoint, state: TrainState, start: dict[str, Tensor]) -> dict[str, Any]:
+        """Give the network the chosen weights, or those from the start if it got worse, and return their row."""
+        row, best = self._chosen(state.rows), checkpoint.best if distributed.rank() == 0 else {}
         if state.before and is_fall(state.before, row, self.data.task, self.hooks.largest_fall):
-            advice = describe_fall(state.before, row, self.data.task, config.peak_lr, self.hooks.way_out)
-            context.progress.line(advice)
+            kept = self.hooks.keep == "best" and self.hooks.before_step is None  # which may quantize by and by
+            self.context.progress.line(
+                describe_fall(state.before, row, self.data.task, self.config.peak_lr, self.hooks.way_out, kept=kept)
+            )
+            row, best = ({"epoch": 0, **state.before}, start) if kept else (row, best)
+        if distributed.rank() == 0:
+            self.model.load_state_dict(best)  # the file stays until the artifact is saved
+        distributed.broadcast_state(self.model)
         return row
 
     def _check_config(self) -> None:

@@ -259,8 +259,10 @@ def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path
     with pytest.raises(StoppedError):
         fit_artifact(flat(3072), data, config, RunContext(**asked, deadline=0.0), never)
     progress = Lines()
-    fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
-    assert "before the training" in progress.lines[-1]
+    result = fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
+    assert "so the weights from before are kept" in progress.lines[-1]
+    assert result.metrics["epoch"] == 0
+    assert all(map(torch.equal, result.model.parameters(), flat(3072).model.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,8 @@ def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path
 def test_a_fall_is_more_than_noise(task, was, now, falls):
     rows = [{f"validation_{task.main}": value} for value in (was, now)]
     assert is_fall(*rows, task, TrainHooks().largest_fall) == falls
-    assert f"was {was:.4f} before the training and is {now:.4f} now; " in describe_fall(*rows, task, 0.1, "more")
+    said = describe_fall(*rows, task, 0.1, "more", kept=False)
+    assert f"was {was:.4f} before the training and is {now:.4f} now; " in said
 
 
 def test_images_that_do_not_fit_a_trained_network_are_refused(tmp_path):
