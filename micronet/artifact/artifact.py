@@ -106,8 +106,15 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load the tensors of a file, ``source``, into a model; raise MicronetError unless they fit (``_check_fit``)."""
+    """Load the tensors of a file, ``source``, into a model; raise MicronetError unless they fit (``_check_fit``).
+
+    The file may hold a tensor that several names share under one of them.
+    """
     own, state = model.state_dict(), OrderedDict(tensors)
+    for pair in _untie(own)[1].items():
+        for name, other in (pair, pair[::-1]):
+            if name not in state and other in state:
+                state[name] = state[other]
     _check_fit(own, state, source)
     state._metadata = own._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
     model.load_state_dict(state)

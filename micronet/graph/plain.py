@@ -73,12 +73,10 @@ def find_plain(
         if weights is not None:
             store_weight(node, model, stored, weights, taken, transposes=products)
             stored |= weights
-        found = _layer(node, stored, modules, training)
+        found = _layer(node, stored, modules, called, training)
         if found is None:
             continue
         name, recipe, layer = found
-        if name in called:
-            continue  # a module that is also called as it is may compute something else
         if made_from.setdefault(name, recipe) != recipe:
             continue  # the same tensors, used in another way
         layers.setdefault(name, layer)
@@ -163,7 +161,11 @@ def _replacement(name: str, modules: Mapping[str, Any]) -> PlainLayer | None:
 
 
 def _layer(
-    node: fx.Node, stored: Mapping[str, Tensor], modules: Mapping[str, nn.Module], training: bool
+    node: fx.Node,
+    stored: Mapping[str, Tensor],
+    modules: Mapping[str, nn.Module],
+    called: Collection[str],
+    training: bool,
 ) -> tuple[str, Any, PlainLayer] | None:
     """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
     call = CALLS[node.target]
@@ -181,6 +183,7 @@ def _layer(
     first = next(iter(places.values())) if "weight" not in places else places["weight"]
     owner, _, _ = first.rpartition(".")
     own = bool(owner) and all(place == f"{owner}.{name}" for name, place in places.items())
+    own = own and owner not in called  # a module that is also called as it is may compute something else
     name = owner if own else f"{first.replace('.', '_')}_layer"
     if "momentum" in given and isinstance(modules[owner], nn.modules.batchnorm._BatchNorm):
         given["momentum"] = modules[owner].momentum  # None averages all batches: the call got this one's share

@@ -64,11 +64,13 @@ def with_plain_weights(
 def _may_store_weights(model: nn.Module) -> bool:
     """Return False if all layers surely use weights as they are stored; nothing runs."""
     graph = trace(model)
-    return may_compute_weights(model) if graph is None else bool(_sources(graph, model))
+    if graph is None:
+        return may_compute_weights(model)
+    return make_layers(graph.fx, model) or bool(_sources(graph, model))
 
 
 def _sources(graph: Graph, model: nn.Module) -> set[str]:
-    """Write a graph's products as layers, and return the tensors that its layers' weights are computed from."""
+    """Return the tensors that the weights of a graph's layers, products included, are computed from."""
     make_layers(graph.fx, model)
     return {name for node in graph.fx.nodes for name in computed_from(node)}
 
