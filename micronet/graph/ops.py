@@ -140,7 +140,13 @@ FUSED_BY_LINEAR = (
 NON_NEGATIVE = ANY_RELU | SIGMOID | SOFTMAX
 AVERAGE = AVERAGE_POOL | MEAN
 JOIN = ADD | CONCATENATE
-WEIGHTED = WEIGHTED_FUNCTIONS | MATMUL | ATTENTION
+WEIGHTED = (
+    WEIGHTED_FUNCTIONS
+    | MATMUL
+    | EINSUM
+    | ATTENTION
+    | _family(functions=(torch.mm, torch.addmm, torch.baddbmm, torch.tensordot), methods="mm addmm baddbmm")
+)
 
 # For pruning: what happens to channels.
 MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator.getitem,))

@@ -1,6 +1,7 @@
 """Computed weights made plain: those of hooks and parametrizations, and those that a forward computes itself."""
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -41,7 +42,7 @@ def with_plain_weights(
         names = make_plain(model)
     result: dict[str, Any] = {}
     graph = trace(model, example) if _may_store_weights(model) else None
-    sources = set() if graph is None else _sources(graph, model)
+    sources = set() if graph is None else {id(attrgetter(name)(model)) for name in _sources(graph, model)}
     if graph is not None and purpose == "training" and any(map(computes_more, graph.fx.nodes)):
         graph = None
     for products in (True, False)[: 1 if purpose == "training" else 2]:  # without, where one does not suit a layer
@@ -51,8 +52,7 @@ def with_plain_weights(
         plain = _with_stored_weights(model, graph.recorded, weights, products=products)
         if not (weights or plain.products):
             break
-        tied = sources.intersection(dict(plain.model.named_parameters(remove_duplicate=False))) - weights.keys()
-        if tied and purpose != "running":
+        if purpose != "running" and not {id(tensor) for tensor in plain.model.parameters()}.isdisjoint(sources):
             continue
         if computes_same(model, plain.model, as_inputs(model, example)):
             model, names = plain.model, [*names, *weights]

@@ -43,7 +43,7 @@ class GraphPlacer(Placer):
         if config.computes_in_integers:
             self._place_results()
         for node in graph.fx.nodes:
-            if node.op == "call_function" and ops.WEIGHTED.matches(node):
+            if node.op in ("call_function", "call_method") and ops.WEIGHTED.matches(node) and not _is_sum(node):
                 sources = computed_from(node)
                 name = sources[0].rpartition(".")[0] if sources else ""
                 self.placement.left_float[name or f"{node.name}()"] = COMPUTED_WEIGHT if sources else self._call(node)
@@ -259,3 +259,8 @@ class GraphPlacer(Placer):
 
     def _has_layer_after(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Return True for an einsum of one tensor, which multiplies nothing."""
+    return ops.EINSUM.matches(node) and len(node.args) == 2 and isinstance(node.args[1], fx.Node)

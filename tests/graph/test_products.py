@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from micronet import load, prune, save
+from micronet import load, prune, quantize, save
 from micronet.graph.plain_weights import restore_plain_weights, with_plain_weights
 
 FORMS = {
@@ -136,6 +136,53 @@ def test_products_that_do_not_suit_leave_other_computed_weights_plain():
     plain, result = with_plain_weights(net, x)
     torch.testing.assert_close(plain(x), net(x))
     assert "v" in result["computed"]
+
+
+def test_weights_stay_tied_where_a_training_may_follow():
+    torch.manual_seed(0)
+    for form, purposes in {"tied": ["running"], "matmul": ["running", "pruning", "training"]}.items():
+        net, x = Net(form).eval(), torch.randn(3, 6)
+        made = [each for each in ("running", "pruning", "training") if with_plain_weights(net, x, each)[1]]
+        assert made == purposes
+
+
+def test_a_training_goes_on_computing_weights():
+    def forward(net, x):
+        return F.linear(x @ net.w, net.v - net.v.mean())
+
+    net, x = Own(forward).eval(), torch.randn(3, 6)
+    assert with_plain_weights(net, x, "training") == (net, {})
+    assert with_plain_weights(net, x, "pruning")[1]["computed"] == ["w", "v"]
+
+
+@pytest.mark.parametrize("head", ["linear", "matmul"])
+def test_the_tied_head_of_a_language_model_is_a_layer(head, tmp_path):
+    net, x = Tied(head).eval(), torch.randint(0, 20, (4, 3))
+    artifact = quantize(net, data=[x], mode="ptq", task="agreement")
+    assert artifact.left_float == {}
+    assert artifact.model.get_submodule("wte_weight_layer").weight is artifact.model.get_submodule("wte").weight
+    save(artifact, tmp_path / "a.safetensors", build="tests.graph.test_products:Tied", args={"head": head})
+    again = load(tmp_path / "a.safetensors", Tied(head)).model.eval()
+    assert torch.equal(again(x), artifact.model.eval()(x))
+
+
+class Tied(nn.Module):
+    """A language model that scores words by their embeddings."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head, self.wte, self.fc = head, nn.Embedding(20, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.fc(self.wte(x))
+        return F.linear(h, self.wte.weight) if self.head == "linear" else h @ self.wte.weight.T
+
+
+def test_products_in_another_form_are_named():
+    net = Own(lambda net, x: torch.einsum("nd,dk->kn", x, net.w) + torch.mm(x.t().relu(), x).sum())
+    fc = nn.Sequential(nn.Linear(6, 6), net).eval()
+    artifact = quantize(fc, data=[torch.randn(3, 6)], mode="ptq", task="agreement")
+    assert artifact.left_float.keys() == {"einsum()", "mm()"}
 
 
 def test_a_network_without_products_stays_as_it_is():
