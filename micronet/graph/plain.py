@@ -183,7 +183,10 @@ def _layer(
     first = next(iter(places.values())) if "weight" not in places else places["weight"]
     owner, _, _ = first.rpartition(".")
     own = bool(owner) and all(place == f"{owner}.{name}" for name, place in places.items())
-    own = own and owner not in called  # a module that is also called as it is may compute something else
+    if own and owner in called:  # that module may compute something else
+        if not isinstance(modules[owner], nn.Embedding):
+            return None
+        own = False  # a language model scores words by their embeddings
     name = owner if own else f"{first.replace('.', '_')}_layer"
     if "momentum" in given and isinstance(modules[owner], nn.modules.batchnorm._BatchNorm):
         given["momentum"] = modules[owner].momentum  # None averages all batches: the call got this one's share
