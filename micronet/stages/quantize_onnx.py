@@ -38,12 +38,13 @@ from micronet.quantization.config import (
 from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import calibration_batches
-from micronet.stages.onnx_files import compare_files, count_rows, is_raw, open_files, raw_feeds
+from micronet.stages.onnx_files import closeness, compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.onnx_ranges import choose_ranges, has_legacy_cache, sampled
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
 from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
+from micronet.tasks.agreement import decibels
 
 LISTED = 8
 
@@ -152,12 +153,12 @@ def _corrected(
     layers = correct_biases(folded, corrected, feeds, progress)
     if not layers:
         raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
-    before, after = (compare_files(folded, each, feeds)["sqnr_db"] for each in (int8, corrected))
-    change = f"the SQNR of its outputs on the calibration inputs from {before:.1f} to {after:.1f} dB"
-    if after < before:
-        progress.line(f"--bias-correct changed nothing: correcting the biases would lower {change}")
+    before, after = (compare_files(folded, each, feeds) for each in (int8, corrected))
+    change = f"on the calibration inputs, {closeness(after)} vs. {closeness(before)} before"
+    if after["error"] > before["error"]:
+        progress.line(f"--bias-correct changed nothing: the outputs would be less close to the float model's {change}")
         return int8
-    progress.line(f"corrected the mean output of {count(layers, 'layer')}, which raised {change}")
+    progress.line(f"corrected the mean output of {count(layers, 'layer')}: {change}")
     return corrected
 
 
@@ -215,13 +216,13 @@ def _quality(
     runs = sampled(feeds)
     found = compare_files(model.proto, made.int8, runs)
     warnings = []
-    if found["sqnr_db"] < POOR_DB:
+    if decibels(found["error"]) < POOR_DB:
         which = describe_destroyers(made.folded, made.requantize, runs, progress)
         warnings.append(
-            f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
-            f"inputs); {which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
+            f"warning: the outputs are far from the float model's ({closeness(found)} on the calibration inputs); "
+            f"{which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
         )
-    if found["sqnr_db"] >= EQUAL_DB:
+    if found.get("sqnr_db", 0) >= EQUAL_DB:
         warnings.append(f"warning: the outputs equal the float model's exactly, {CONSTANT}; check the file's weights")
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     rows = sum(next((len(values) for values in feed.values() if values.ndim), 1) for feed in runs)

@@ -249,7 +249,7 @@ def test_a_file_that_grows_and_outputs_that_are_far_off_are_said_with_the_layers
     if width == 1:  # the second layer is too small to be quantized alone
         assert "; no few layers explain it; " in warning
         return
-    better = re.search(r"most of the noise is from 1 layer: --exclude MatMul_0 gives ([\d.]+) dB", warning)
+    better = re.search(r"most of the noise is from 1 layer: --exclude MatMul_0 gives SQNR ([\d.]+) dB", warning)
     assert better is not None and float(better[1]) > 30, warning
 
 
