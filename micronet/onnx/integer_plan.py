@@ -128,8 +128,13 @@ class Planner:
     def _needs_output(self, node: ir.Node) -> bool:
         """Return True if a layer only runs in integers with a quantized output, or else is fused in float first."""
         readers = node.outputs[0].consumers()
-        fused = node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in FUSED_BY_GEMM
-        return fused or node.op_type in CONVOLUTIONS
+        if node.op_type in CONVOLUTIONS or len(readers) != 1:
+            return node.op_type in CONVOLUTIONS
+        if node.op_type == "MatMul":  # ONNX Runtime looks for the quantizer behind the clip, if that has one reader
+            clipped = readers[0].outputs[0]
+            is_read_once = len(clipped.uses()) == 1 and clipped not in self.outputs
+            return readers[0].op_type in CLIP_OPS and is_read_once and not self.signed
+        return node.op_type == "Gemm" and readers[0].op_type in FUSED_BY_GEMM
 
     def _has_range(self, value: ir.Value | None) -> bool:
         return value is not None and is_float(value) and (self.allowed is None or value.name in self.allowed)
