@@ -14,7 +14,7 @@ from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
-from micronet.errors import MicronetError, count
+from micronet.errors import FailedError, MicronetError, count
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
@@ -57,14 +57,26 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
     int8, floats = made.int8, made.floats
-    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     integers = count_computed(int8) | compare_sizes(model.proto, int8)
     if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
         integers |= {"float": floats, "dequantized": []}
+    else:
+        _check_integers(integers)
+    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     if not stage.timing.skip_timing:
         integers |= measure_files(model.proto, int8, feeds[0])
     about = {"warnings": warnings, "integers": {**integers, "words": describe(integers)}}
     return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
+
+
+def _check_integers(found: dict[str, Any]) -> None:
+    """Raise FailedError if ONNX Runtime computes no layer in integers; ``found``: what ``count_computed`` returns."""
+    if not any(found[kind]["integer"] for kind in ("convolutions", "linear", "recurrent")):
+        name, why = next(iter(found["float"].items()), ("the network", "it has no layers with stored weights"))
+        raise FailedError(
+            f"none of the layers would run in integer arithmetic; the first, {name}, stays in float: {why}; use the "
+            "float file, or quantize for TensorRT with --a-sign signed"
+        )
 
 
 class _Made(NamedTuple):
