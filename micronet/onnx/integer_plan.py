@@ -88,13 +88,10 @@ class Planner:
         }
 
     def plan(self) -> Plan:
-        """Return the plan: drop operators until each of the rest has quantized inputs and a reader in integers."""
-        while True:
-            kept = {node for node in self.others if self._is_fed(node) and self._is_wanted(node)}
-            if kept == self.others:
-                break
-            self.others = kept
+        """Return the plan: each of its operators has quantized inputs and a reader in integers."""
+        self._drop_unfed()
         self._drop_isolated()
+        self._drop_unfed()
         nodes = [node for node in self.graph if node in self.layers or node in self.others]
         scaled = {node.outputs[0]: pair for node in nodes if (pair := self._scaling(node)) is not None}
         roots = self._grids(nodes, scaled)
@@ -187,6 +184,14 @@ class Planner:
         if node is None or (node in self.layers and not self._needs_output(node)):
             return False
         return node in self.layers or node in self.others
+
+    def _drop_unfed(self) -> None:
+        """Drop operators between layers until each of the rest has quantized inputs and a reader in integers."""
+        while True:
+            kept = {node for node in self.others if self._is_fed(node) and self._is_wanted(node)}
+            if kept == self.others:
+                return
+            self.others = kept
 
     def _drop_isolated(self) -> None:
         """Leave layers in float that add up few products and stand between float operators."""

@@ -193,6 +193,12 @@ def test_products_run_in_integers_whichever_factor_is_the_weight(text, integer, 
     assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()  # 30 dB
 
 
+def test_what_moves_the_values_of_a_layer_too_small_for_integers_is_not_quantized():
+    body = "s = Sin(x) h = MatMul(s, w) r = Relu(h) t = Transpose<perm = [1, 0, 2]>(r) y = Softmax(t)"
+    proto = _file(f"g (float[n, 16, 8] x) => (float[16, n, 4] y) {{ {body} }}", w=np.ones((8, 4), F32))
+    assert pt.activations(pt.prepare(proto)) == []
+
+
 def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
     body = "body (int64 i, bool c, float[4, 64] s) => (bool d, float[4, 64] t) { d = Identity(c) t = MatMul(s, w) }"
     proto = _file(
