@@ -25,17 +25,28 @@ def describe_failure(error: Exception, model: nn.Module, cure: str) -> str:
             f"a size depends on the values of the inputs{error_line(undecided)}; write that part with tensor "
             "operations that keep the sizes, such as torch.where(condition, a, b)"
         )
+    if any(type(each).__name__ == "DispatchError" for each in _causes(error)) and not _is_of_sizes(_node_of(error)):
+        return f"{_reason(error, model)}; write that part with other operations of torch"
     return _reason(error, model) + cure
 
 
 def _reason(error: Exception, model: nn.Module) -> str:
-    node = next((found for each in _causes(error) for found in _nodes(each)), None)
+    node = _node_of(error)
     if node is None:
         return first_line(error.__cause__ or error)
     function = str(getattr(node.target, "_opname", node.name))
     if function.startswith("conv") and any(isinstance(each, fx.Node) for each in node.args[_GROUPS:]):
         return f"{function}() {_place(node, model)} has a number of groups that depends on the size of the batch"
     return f"ONNX has no operator for {function}() {_place(node, model)}, or not with its arguments"
+
+
+def _node_of(error: Exception) -> fx.Node | None:
+    return next((found for each in _causes(error) for found in _nodes(each)), None)
+
+
+def _is_of_sizes(node: fx.Node | None) -> bool:
+    """Return True for an operation on sizes, which are numbers if no axis is dynamic."""
+    return node is None or not hasattr(node.target, "_opname")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

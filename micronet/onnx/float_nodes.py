@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from micronet.onnx.graph_view import array, stored
-from micronet.onnx.ops import CLIP_OPS, CONTROL, JOINS, RECURRENT, WEIGHTED_OPS
+from micronet.onnx.ops import CLIP_OPS, CONTROL, JOINS, PRODUCTS, RECURRENT, WEIGHTED_OPS
 
 FEWEST_INPUTS = 32  # per output of a layer
 
@@ -98,6 +98,8 @@ def obstacle(node: ir.Node, signed: bool) -> str | None:
     """Return why a layer cannot run in integers, or None if it can."""
     weight, weight_value = stored(node, 1), node.inputs[1]
     extra = node.inputs[2] if len(node.inputs) > 2 else None
+    if node.op_type in PRODUCTS and weight is None and stored(node) is not None:
+        return "its weights are the first factor, and only x W has an integer form; export the transpose of x^T W^T"
     if weight is None or weight_value is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
         return "its weights are computed at run time"
     if extra is not None and extra.const_value is None:

@@ -1,5 +1,6 @@
 """Why a quantized ONNX file is larger than the float one, by what takes the bytes."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,12 +12,28 @@ from micronet.onnx.stored import content_key, stored_tensors
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 COPIES = "a weight is stored once for each layer or call that reads it"
 CONSTANTS = "it stores floats that the float file computes"
+_CALL = re.compile(r"\.\d+(?=\.bias\.float$)")  # the number of a layer's call in the name of its bias
 QUANTIZERS = "the quantizers with their scales"
 
 
 def repeated_bytes(proto: onnx.ModelProto) -> int:
     """Return the bytes of stored tensors that equal an earlier one."""
     return sum(size for _, size, first in _contents(proto.graph.initializer) if not first)
+
+
+def copied_bytes(proto: onnx.ModelProto) -> int:
+    """Return the bytes that a file without its quantizers would save by storing every tensor of the network once.
+
+    Those are equal tensors with their names, and the biases of a layer that is called several times: they were equal
+    before each was rounded to the scale of its input.
+    """
+    seen, total = set[Any](), 0
+    for tensor in proto.graph.initializer:
+        keys = {_CALL.sub("", tensor.name), content_key(onnx.numpy_helper.to_array(tensor))}
+        if not keys.isdisjoint(seen):
+            total += tensor.ByteSize()
+        seen |= keys
+    return total
 
 
 def describe_growth(before: onnx.ModelProto, after: onnx.ModelProto, repeated: int) -> str:

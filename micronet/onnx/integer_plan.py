@@ -88,13 +88,10 @@ class Planner:
         }
 
     def plan(self) -> Plan:
-        """Return the plan: drop operators until each of the rest has quantized inputs and a reader in integers."""
-        while True:
-            kept = {node for node in self.others if self._is_fed(node) and self._is_wanted(node)}
-            if kept == self.others:
-                break
-            self.others = kept
+        """Return the plan: each of its operators has quantized inputs and a reader in integers."""
+        self._drop_unfed()
         self._drop_isolated()
+        self._drop_unfed()
         nodes = [node for node in self.graph if node in self.layers or node in self.others]
         scaled = {node.outputs[0]: pair for node in nodes if (pair := self._scaling(node)) is not None}
         roots = self._grids(nodes, scaled)
@@ -128,8 +125,13 @@ class Planner:
     def _needs_output(self, node: ir.Node) -> bool:
         """Return True if a layer only runs in integers with a quantized output, or else is fused in float first."""
         readers = node.outputs[0].consumers()
-        fused = node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in FUSED_BY_GEMM
-        return fused or node.op_type in CONVOLUTIONS
+        if node.op_type in CONVOLUTIONS or len(readers) != 1:
+            return node.op_type in CONVOLUTIONS
+        if node.op_type == "MatMul":  # ONNX Runtime looks for the quantizer behind the clip, if that has one reader
+            clipped = readers[0].outputs[0]
+            is_read_once = len(clipped.uses()) == 1 and clipped not in self.outputs
+            return readers[0].op_type in CLIP_OPS and is_read_once and not self.signed
+        return node.op_type == "Gemm" and readers[0].op_type in FUSED_BY_GEMM
 
     def _has_range(self, value: ir.Value | None) -> bool:
         return value is not None and is_float(value) and (self.allowed is None or value.name in self.allowed)
@@ -182,6 +184,14 @@ class Planner:
         if node is None or (node in self.layers and not self._needs_output(node)):
             return False
         return node in self.layers or node in self.others
+
+    def _drop_unfed(self) -> None:
+        """Drop operators between layers until each of the rest has quantized inputs and a reader in integers."""
+        while True:
+            kept = {node for node in self.others if self._is_fed(node) and self._is_wanted(node)}
+            if kept == self.others:
+                return
+            self.others = kept
 
     def _drop_isolated(self) -> None:
         """Leave layers in float that add up few products and stand between float operators."""

@@ -3,6 +3,7 @@
 The ranges come from histograms (four calibrators, O(bins) memory per tensor) or from a TensorRT calibration cache.
 """
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from onnx_ir.passes.common import LiftSubgraphInitializersToMainGraphPass, Remov
 from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
+from micronet.onnx.constants import free_name
 from micronet.onnx.feeds import Feed
 from micronet.onnx.float_nodes import layers_inside
 from micronet.onnx.insertion import Insertion, ValueRange
@@ -30,6 +32,7 @@ from micronet.runtimes.onnxruntime import check_size, exposing_session, optimize
 OLDEST_IR = 4  # the first whose stored tensors need not be inputs
 OLDEST_OPSET = 13  # the first with per-channel scales
 INT8_MAX = 127
+_FUSED = re.compile(r"(/(MatMulAdd|GemmTranspose|GemmSum)Fusion/?)+(_token_\d+)?$")  # what ONNX Runtime adds to names
 
 
 def is_quantized(proto: onnx.ModelProto) -> bool:
@@ -64,6 +67,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise MicronetError("the model is already quantized; pass the float model instead")
     check_stored(proto)
     proto = _with_fixed_weights(proto)
+    _name_nodes(proto.graph.node)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
         try:
@@ -79,8 +83,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         optimized = optimize(optimized.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
     try:
         folded = ir.from_proto(optimized)
-        for index, node in enumerate(folded.graph):
-            node.name = node.name or f"{node.op_type}_{index}"
+        _name_nodes(folded.graph)
         if any(node.op_type in CONTROL for node in folded.graph):  # ONNX Runtime folds weights once per branch
             LiftSubgraphInitializersToMainGraphPass()(folded)
             _merge_equal(folded.graph)
@@ -95,6 +98,16 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise MicronetError(f"the model is damaged ({first_line(cause)}); export it again") from error
     helper.set_model_props(prepared, {entry.key: entry.value for entry in proto.metadata_props})
     return prepared
+
+
+def _name_nodes(nodes: Iterable[Any]) -> None:
+    """Name the nodes that have no name, and those that ONNX Runtime has fused as what they were before, in place."""
+    taken = {node.name for node in nodes}
+    for index, node in enumerate(nodes):
+        name = _FUSED.sub("", node.name or "") or f"{node.op_type}_{index}"
+        if name != node.name:
+            node.name = free_name(name, taken)
+            taken.add(node.name)
 
 
 def _merge_equal(graph: ir.Graph) -> None:

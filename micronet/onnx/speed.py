@@ -12,7 +12,7 @@ from micronet.evaluation.network import Predictor
 from micronet.onnx.channel_padding import restore_channels
 from micronet.onnx.feeds import Feed
 from micronet.onnx.gates import restore_gates
-from micronet.onnx.growth import describe_growth, repeated_bytes
+from micronet.onnx.growth import copied_bytes, describe_growth, repeated_bytes
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 from micronet.onnx.sessions import one_sample
 from micronet.onnx.stored import node_lists, unpack_weights
@@ -33,7 +33,7 @@ def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
     try:
         plain = without_quantizers(proto)
         return _times([session_predictor(each.SerializeToString(), OPTIONS) for each in (proto, plain)], sample) | (
-            compare_sizes(plain, proto, repeated_bytes(plain))
+            compare_sizes(plain, proto, copied_bytes(plain))
         )
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
         return {"skipped": first_line(error)}
@@ -60,12 +60,12 @@ def _times(runs: list[Predictor], sample: Any) -> dict[str, float]:
 def compare_sizes(floating: onnx.ModelProto, int8: onnx.ModelProto, shared: int = 0) -> dict[str, Any]:
     """Return ``int8_bytes``, ``float_bytes`` and ``growth``, the reason, if a quantized file is larger; else nothing.
 
-    ``shared``: the bytes that the float file would save by storing equal weights once, and should not count.
+    ``shared``: the bytes that the float file would save by storing what it shares once, and should not count.
     """
     before, after = floating.ByteSize() - shared, int8.ByteSize()
     if after <= before:
         return {}
-    repeated = repeated_bytes(floating) - shared
+    repeated = max(0, repeated_bytes(floating) - shared)
     return {"int8_bytes": after, "float_bytes": before, "growth": describe_growth(floating, int8, repeated)}
 
 

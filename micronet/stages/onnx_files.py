@@ -36,6 +36,13 @@ def compare_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: Itera
     return similarity.compute()
 
 
+def closeness(found: dict[str, float]) -> str:
+    """Return the main figure of ``compare_files`` as text."""
+    if "sqnr_db" in found:
+        return f"SQNR {found['sqnr_db']:.1f} dB"
+    return f"{found['equal_labels']:.1%} of the labels equal"
+
+
 def open_files(*models: onnx.ModelProto) -> list[Any]:
     """Open a session of ONNX Runtime for each model."""
     return [open_session(each.SerializeToString(), RuntimeOptions(), "the model") for each in models]

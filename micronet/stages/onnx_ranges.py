@@ -15,7 +15,7 @@ from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import Calibrator, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.stages.inputs import cached
-from micronet.stages.onnx_files import compare_files
+from micronet.stages.onnx_files import closeness, compare_files
 
 # The first is better for nine of the ten files of scripts/bench_onnx_files.py, by 2.5 to 10 dB; the second where few
 # values count most, as in audio of very different loudness.
@@ -70,21 +70,21 @@ def choose_ranges(
     if len(found) == 1:
         return found[names[0]]
     runs = sampled(feeds, CHOICE_RUNS)
-    agreement = {each: _sqnr_db(folded, quantized(ranges), runs) for each, ranges in found.items()}
-    best = max(names, key=lambda each: agreement[each])
+    agreement = {each: _agreement(folded, quantized(ranges), runs) for each, ranges in found.items()}
+    best = min(names, key=lambda each: agreement[each]["error"])
     if best != names[0]:
         progress.line(
             f"--calibrator {best}, which keeps the outputs closer to the float model's than {names[0]} "
-            f"(SQNR {agreement[best]:.1f} vs. {agreement[names[0]]:.1f} dB on calibration inputs)"
+            f"({closeness(agreement[best])} vs. {closeness(agreement[names[0]])} on calibration inputs)"
         )
     return found[best]
 
 
-def _sqnr_db(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: list[Feed]) -> float:
+def _agreement(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, float]:
     try:
-        return compare_files(floating, int8, feeds)["sqnr_db"]
+        return compare_files(floating, int8, feeds)
     except FailedError:  # an output is infinite
-        return -float("inf")
+        return {"sqnr_db": -float("inf"), "error": float("inf")}
 
 
 def _histograms(

@@ -14,7 +14,7 @@ from micronet.onnx.feeds import Feed
 from micronet.onnx.graph_view import GraphView
 from micronet.onnx.sessions import one_sample
 from micronet.quantization.config import EXCLUDED
-from micronet.stages.onnx_files import compare_files, open_files
+from micronet.stages.onnx_files import closeness, compare_files, open_files
 
 Requantize = Callable[[dict[str, str]], onnx.ModelProto]  # layers to leave in float -> why: the quantized model
 MOST_GROUPS = 32  # of layers that are quantized together
@@ -71,11 +71,11 @@ def describe_destroyers(
     if not 0 < len(found) < len(names):
         return ""
     try:
-        better = compare_files(folded, requantize(dict.fromkeys(found, EXCLUDED)), feeds)["sqnr_db"]
+        better = compare_files(folded, requantize(dict.fromkeys(found, EXCLUDED)), feeds)
     except MicronetError:  # nothing else can be quantized
         return ""
     option = f"--exclude {quote(','.join(patterns))}"
-    return f"most of the noise is from {count(len(found), 'layer')}: {option} gives {better:.1f} dB"
+    return f"most of the noise is from {count(len(found), 'layer')}: {option} gives {closeness(better)}"
 
 
 def _patterns(names: list[str]) -> list[str]:

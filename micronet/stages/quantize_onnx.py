@@ -14,7 +14,7 @@ from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
-from micronet.errors import MicronetError, count
+from micronet.errors import FailedError, MicronetError, count
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
@@ -38,12 +38,13 @@ from micronet.quantization.config import (
 from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import calibration_batches
-from micronet.stages.onnx_files import compare_files, count_rows, is_raw, open_files, raw_feeds
+from micronet.stages.onnx_files import closeness, compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.onnx_ranges import choose_ranges, has_legacy_cache, sampled
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
 from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
+from micronet.tasks.agreement import decibels
 
 LISTED = 8
 
@@ -56,14 +57,26 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
     int8, floats = made.int8, made.floats
-    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     integers = count_computed(int8) | compare_sizes(model.proto, int8)
     if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
         integers |= {"float": floats, "dequantized": []}
+    else:
+        _check_integers(integers)
+    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     if not stage.timing.skip_timing:
         integers |= measure_files(model.proto, int8, feeds[0])
     about = {"warnings": warnings, "integers": {**integers, "words": describe(integers)}}
     return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
+
+
+def _check_integers(found: dict[str, Any]) -> None:
+    """Raise FailedError if ONNX Runtime computes no layer in integers; ``found``: what ``count_computed`` returns."""
+    if not any(found[kind]["integer"] for kind in ("convolutions", "linear", "recurrent")):
+        name, why = next(iter(found["float"].items()), ("the network", "it has no layers with stored weights"))
+        raise FailedError(
+            f"none of the layers would run in integer arithmetic; the first, {name}, stays in float: {why}; use the "
+            "float file, or quantize for TensorRT with --a-sign signed"
+        )
 
 
 class _Made(NamedTuple):
@@ -152,12 +165,12 @@ def _corrected(
     layers = correct_biases(folded, corrected, feeds, progress)
     if not layers:
         raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
-    before, after = (compare_files(folded, each, feeds)["sqnr_db"] for each in (int8, corrected))
-    change = f"the SQNR of its outputs on the calibration inputs from {before:.1f} to {after:.1f} dB"
-    if after < before:
-        progress.line(f"--bias-correct changed nothing: correcting the biases would lower {change}")
+    before, after = (compare_files(folded, each, feeds) for each in (int8, corrected))
+    change = f"on the calibration inputs, {closeness(after)} vs. {closeness(before)} before"
+    if after["error"] > before["error"]:
+        progress.line(f"--bias-correct changed nothing: the outputs would be less close to the float model's {change}")
         return int8
-    progress.line(f"corrected the mean output of {count(layers, 'layer')}, which raised {change}")
+    progress.line(f"corrected the mean output of {count(layers, 'layer')}: {change}")
     return corrected
 
 
@@ -215,13 +228,13 @@ def _quality(
     runs = sampled(feeds)
     found = compare_files(model.proto, made.int8, runs)
     warnings = []
-    if found["sqnr_db"] < POOR_DB:
+    if decibels(found["error"]) < POOR_DB:
         which = describe_destroyers(made.folded, made.requantize, runs, progress)
         warnings.append(
-            f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
-            f"inputs); {which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
+            f"warning: the outputs are far from the float model's ({closeness(found)} on the calibration inputs); "
+            f"{which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
         )
-    if found["sqnr_db"] >= EQUAL_DB:
+    if found.get("sqnr_db", 0) >= EQUAL_DB:
         warnings.append(f"warning: the outputs equal the float model's exactly, {CONSTANT}; check the file's weights")
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     rows = sum(next((len(values) for values in feed.values() if values.ndim), 1) for feed in runs)

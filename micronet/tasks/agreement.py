@@ -2,6 +2,7 @@
 
 Each output is compared on its own: the signal-to-quantization-noise ratio, SQNR = 10 log10(sum(y^2) / sum((y' - y)^2))
 in dB, over all values and channel by channel, and the cosine similarity. A network is judged by its worst output.
+Integers other than uint8, which holds pixels, are labels: they are equal or not, and only count if no output is float.
 """
 
 import math
@@ -23,6 +24,7 @@ from micronet.tasks.task import Outputs, Task, describe
 SMALLEST = 1e-30  # keeps sums of squares of zeros from dividing by zero
 SLOTS = 512  # of channels whose sums are kept apart
 LARGEST_DB = float(EQUAL_DB)  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
+FIGURES = "sqnr_db", "channel_sqnr_db", "cosine", "equal_labels"  # of each output; the least is that of the network
 LARGEST_ERROR = 10 ** (LARGEST_DB / 20)  # of outputs with NaN or infinity: -300 dB
 
 
@@ -30,7 +32,8 @@ class Similarity:
     """Sums of products of outputs and references, for each output and each of its channels (axis 1)."""
 
     def __init__(self) -> None:
-        # (4, outputs, SLOTS) float64: y^2, y'^2, y y', (y' - y)^2; ranks add theirs up
+        # (6, outputs, SLOTS) float64: y^2, y'^2, y y', (y' - y)^2, and of labels those that differ and all of them;
+        # ranks add theirs up
         self.totals = torch.zeros(0)
 
     def update(self, outputs: Outputs, targets: Outputs) -> None:
@@ -38,7 +41,8 @@ class Similarity:
         columns = []
         for ours, theirs in zip(*_paired(outputs, targets), strict=True):
             y, other = theirs.double(), ours.double()
-            products = y * y, other * other, y * other, (other - y).square()
+            is_label = torch.full_like(y, _holds_labels(theirs))
+            products = y * y, other * other, y * other, (other - y).square(), (other != y) * is_label, is_label
             columns.append(torch.stack([_by_channel(each) for each in products]))
         added = torch.stack(columns, 1)
         self.totals = self.totals + added if len(self.totals) else added
@@ -48,23 +52,27 @@ class Similarity:
 
         ``error`` is the root of noise over signal, 0 for equal outputs: 20 log10(1 / error) is the SQNR. That of the
         channels is from the mean of their noise over their signal, at most 1 each, so that small values beside large
-        ones, such as scores beside boxes in pixels, count like these.
+        ones, such as scores beside boxes in pixels, count like these. ``equal_labels``: the share of labels that are
+        equal, if there are any; if all outputs are labels, ``error`` is the root of the share of the others.
         """
-        signal, own, product, noise = self.totals.sum(2)
+        signal, own, product, noise, different, labels = self.totals.sum(2)
         error = (noise / signal.clamp(min=SMALLEST)).sqrt().nan_to_num(LARGEST_ERROR).clamp(max=LARGEST_ERROR)
         cosine = (product / (signal * own).sqrt().clamp(min=SMALLEST)).nan_to_num(0.0)
         cosine = torch.where((signal == 0) & (own == 0), 1.0, cosine).clamp(-1, 1)
         channels = _channel_error(self.totals[0], self.totals[3])
-        found = {
-            "sqnr_db": _decibels(float(error.max())), "channel_sqnr_db": _decibels(float(channels.max())),
-            "cosine": float(cosine.min()), "error": float(error.max()),
-        }  # fmt: skip
-        if len(error) > 1:
-            for number, each in enumerate(zip(*(x.tolist() for x in (error, channels, cosine)), strict=True), 1):
-                found |= {
-                    f"sqnr_db/{number}": _decibels(each[0]), f"channel_sqnr_db/{number}": _decibels(each[1]),
-                    f"cosine/{number}": each[2],
-                }  # fmt: skip
+        is_label, share = labels > 0, different / labels.clamp(min=1)
+        error = torch.where(is_label, share.sqrt(), error)
+        rows: list[dict[str, float]] = [
+            {"equal_labels": 1 - other} if label else
+            {"sqnr_db": decibels(each), "channel_sqnr_db": decibels(channel), "cosine": alike}
+            for label, other, each, channel, alike in zip(
+                *(x.tolist() for x in (is_label, share, error, channels, cosine)), strict=True
+            )
+        ]  # fmt: skip
+        found = {key: min(row[key] for row in rows if key in row) for key in FIGURES if any(key in row for row in rows)}
+        found["error"] = float((error if is_label.all() else error[~is_label]).max())
+        if len(rows) > 1:
+            found |= {f"{key}/{number}": value for number, row in enumerate(rows, 1) for key, value in row.items()}
         return found
 
 
@@ -98,15 +106,20 @@ class Agreement(Task):
         return Similarity()
 
 
+def decibels(error: float) -> float:
+    """Return the SQNR of outputs with an ``error``, in dB."""
+    return min(LARGEST_DB, 20 * math.log10(1 / max(error, SMALLEST)))
+
+
 def relative_error(outputs: Outputs, targets: Outputs) -> Tensor:
-    """Return sum((y' - y)^2) / sum(y^2), averaged over the outputs y' and their targets y.
+    """Return sum((y' - y)^2) / sum(y^2), averaged over the outputs y' and their targets y, without labels beside them.
 
     In training mode a network may return more, such as the scores of an auxiliary classifier, behind these outputs.
     """
     if isinstance(outputs, list):
         outputs = outputs[: 1 if isinstance(targets, Tensor) else len(targets)]
-    errors = []
-    for ours, theirs in zip(*_paired(outputs, targets), strict=True):
+    pairs, errors = list(zip(*_paired(outputs, targets), strict=True)), []
+    for ours, theirs in [pair for pair in pairs if not _holds_labels(pair[1])] or pairs:
         y = theirs.float()
         errors.append((ours.float() - y).square().sum() / y.square().sum().clamp(min=SMALLEST))
     return torch.stack(errors).mean()
@@ -138,6 +151,10 @@ def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tens
     return ours, theirs
 
 
+def _holds_labels(values: Tensor) -> bool:
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.uint8)
+
+
 def _by_channel(values: Tensor) -> Tensor:
     """Return the sums of values (N, C, ...) over all axes but the second, (SLOTS,); more channels share slots."""
     channels = values.sum([axis for axis in range(values.dim()) if axis != 1]).reshape(-1)
@@ -151,7 +168,3 @@ def _channel_error(signal: Tensor, noise: Tensor) -> Tensor:
     ratio = torch.where(noise.isfinite(), ratio, LARGEST_ERROR**2)
     used = ((signal != 0) | (noise != 0)).sum(1)
     return (ratio.sum(1) / used.clamp(min=1)).sqrt()
-
-
-def _decibels(error: float) -> float:
-    return min(LARGEST_DB, 20 * math.log10(1 / max(error, SMALLEST)))

@@ -47,6 +47,17 @@ def test_a_users_module_is_named_with_its_file_and_line():
         export_graph(nn.Sequential(Dynamic(False)).eval(), IMAGES, ExportConfig())
 
 
+class Distances(nn.Module):
+    def forward(self, x):
+        return torch.cdist(x, x)
+
+
+def test_an_operator_that_onnx_lacks_has_no_cure_in_fixed_sizes():
+    with pytest.raises(micronet.MicronetError, match=r"_cdist_forward\(\).*; write that part with other op") as found:
+        export_graph(Distances(), IMAGES, ExportConfig())
+    assert "--dynamic" not in str(found.value)
+
+
 class Selecting(nn.Module):
     def forward(self, x):
         rows = (x > 0.5).nonzero()

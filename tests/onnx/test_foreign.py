@@ -163,6 +163,42 @@ def test_a_gemm_runs_in_integers_whatever_its_factors_and_the_shape_of_its_bias(
     assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()  # 30 dB
 
 
+@pytest.mark.parametrize(
+    ("text", "integer", "names"),
+    [
+        ("float[n, 64] x) => (float[m, k] y) { t = Transpose<perm = [1, 0]>(x) h = MatMul(a, t) r = Relu(h) "
+         "y = MatMul(b, r) }", 2, ["MatMul_1", "MatMul_3"]),
+        ("float[64] x) => (float[m] y) { h = MatMul(a, x) r = Relu(h) y = MatMul(b, r) }", 2, ["MatMul_0", "MatMul_2"]),
+        ("float[n, 64] x) => (float[n, k] y) { h = Gemm<alpha = 0.5, transB = 1>(a, x, c) r = Tanh(h) "
+         "y = Gemm<transA = 1>(r, w) }", 2, ["Gemm_0", "Gemm_2"]),
+        ("float[64, n] x) => (float[m, k] y) { h = Gemm(a, x, c) y = Softmax(h) }", 1, ["Gemm_0"]),
+        ("float[n, 5, 64] x) => (float[n, 5, k] y) { h = Einsum<equation = \"...d,dk->...k\">(x, d) r = Relu(h) "
+         "y = Einsum<equation = \"kl, btl -> btk\">(b, r) }", 2, ["Einsum_0", "Einsum_2"]),
+        ("float[n, 64] x) => (float[n, k] y) { h = MatMul(x, d) r = Relu(h) y = Softmax(r) }", 1, ["MatMul_0"]),
+    ],
+)  # fmt: skip
+def test_products_run_in_integers_whichever_factor_is_the_weight(text, integer, names):
+    random = np.random.default_rng(0)
+    shapes = {"a": (48, 64), "b": (40, 48), "c": (48, 1), "d": (64, 48), "w": (48, 40)}
+    stored = {
+        name: random.standard_normal(shape, np.float32) / 8 for name, shape in shapes.items() if f"{name}" in text
+    }
+    proto = _file(f"g ({text}", **stored)
+    shape = [each.dim_value or 16 for each in proto.graph.input[0].type.tensor_type.shape.dim]
+    feeds = [{"x": random.standard_normal(shape, np.float32)}]
+    small = _quantized(proto, feeds)
+    assert counts(count_integer_layers(small)) == (integer, integer)
+    assert [each.name for each in small.graph.node if each.op_type in ("MatMul", "Gemm")] == names
+    (wanted,), (got,) = outputs(proto, feeds), outputs(small, feeds)
+    assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()  # 30 dB
+
+
+def test_what_moves_the_values_of_a_layer_too_small_for_integers_is_not_quantized():
+    body = "s = Sin(x) h = MatMul(s, w) r = Relu(h) t = Transpose<perm = [1, 0, 2]>(r) y = Softmax(t)"
+    proto = _file(f"g (float[n, 16, 8] x) => (float[16, n, 4] y) {{ {body} }}", w=np.ones((8, 4), F32))
+    assert pt.activations(pt.prepare(proto)) == []
+
+
 def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
     body = "body (int64 i, bool c, float[4, 64] s) => (bool d, float[4, 64] t) { d = Identity(c) t = MatMul(s, w) }"
     proto = _file(
@@ -249,8 +285,17 @@ def test_a_file_that_grows_and_outputs_that_are_far_off_are_said_with_the_layers
     if width == 1:  # the second layer is too small to be quantized alone
         assert "; no few layers explain it; " in warning
         return
-    better = re.search(r"most of the noise is from 1 layer: --exclude MatMul_0 gives ([\d.]+) dB", warning)
+    better = re.search(r"most of the noise is from 1 layer: --exclude MatMul_0 gives SQNR ([\d.]+) dB", warning)
     assert better is not None and float(better[1]) > 30, warning
+
+
+def test_a_file_that_would_have_no_integers_is_not_written(micronet, tmp_path):
+    text = "g (float[2, 64] x) => (float[2, 8] y) { y = Gemm(x, w, c) }"  # of a bias that differs from row to row
+    onnx.save(_file(text, w=np.ones((64, 8), F32), c=np.ones((2, 8), F32)), tmp_path / "a.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((4, 64), F32))
+    made = micronet("quantize", tmp_path / "a.onnx", "--mode", "ptq", "--calib-data", tmp_path / "x.npz")
+    assert made.code == 1 and "none of the layers would run in integer arithmetic; the first, Gemm_0," in made.err
+    assert {each.name for each in tmp_path.iterdir()} == {"a.onnx", "x.npz"}
 
 
 def test_outputs_that_are_all_zero_are_said(micronet, tmp_path):

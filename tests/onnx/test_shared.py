@@ -1,5 +1,6 @@
 """Networks that call a layer several times, read its weight elsewhere, or do more in training mode."""
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -13,7 +14,7 @@ from micronet.errors import FailedError, MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.export import to_onnx
-from micronet.onnx.growth import repeated_bytes
+from micronet.onnx.growth import copied_bytes, repeated_bytes
 from micronet.onnx.integer_words import describe
 from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.speed import without_quantizers
@@ -99,6 +100,16 @@ def test_files_compute_what_torch_computes_all_in_integers(kind):
     repeated = repeated_bytes(without_quantizers(proto))
     assert (repeated >= 4 * 8 * 8 * 9) == (kind is Twins)  # it has a layer that is called twice
     assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
+
+
+def test_biases_that_are_rounded_for_each_call_of_a_layer_are_one_in_float():
+    names = ("layers.1.Conv.bias.float", "layers.1.Conv.2.bias.float", "layers.2.Conv.bias.float", "equal")
+    values = (1.0, 1.01, 2.0, 2.0)
+    tensors = [
+        numpy_helper.from_array(np.full(9, each, np.float32), name) for each, name in zip(values, names, strict=True)
+    ]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    assert copied_bytes(proto) == tensors[1].ByteSize() + tensors[3].ByteSize()
 
 
 def test_wide_layers_that_are_called_often_are_stored_once_in_the_exact_mode_too():

@@ -46,6 +46,18 @@ def test_small_channels_beside_large_ones_count_like_these():
     meter.update([y, many[:, :0]], [y, many[:, :0]])  # sizes may differ between batches
 
 
+def test_labels_beside_floats_are_equal_or_not_and_no_signal():
+    y, labels, others = torch.tensor([[3.0, 4.0]] * 4), torch.tensor([1, 300, 2, 1]), torch.tensor([1, 1, 2, 1])
+    meter, alone = Agreement().meter(), Agreement().meter()
+    meter.update([others, y * 1.1], [labels, y])
+    alone.update(others, labels)
+    found = meter.compute()
+    assert found["sqnr_db"] == found["sqnr_db/2"] == pytest.approx(20, abs=1e-4) and found["cosine"] > 0.999
+    assert found["equal_labels"] == found["equal_labels/1"] == 0.75 and "sqnr_db/1" not in found
+    assert alone.compute() == {"equal_labels": 0.75, "error": 0.5}
+    assert float(relative_error([others, y * 1.1], [labels, y])) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_output_that_is_no_number_agrees_with_nothing(value):
     meter = Agreement().meter()
