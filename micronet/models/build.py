@@ -92,12 +92,17 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
         ) from error
     if not isinstance(model, nn.Module):
         raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
+    check_sizes_known(model, f"model {spec.name}")
+    return model
+
+
+def check_sizes_known(model: nn.Module, name: str) -> None:
+    """Raise MicronetError, which calls the network ``name``, if it has lazy layers that did not run yet."""
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise MicronetError(
-            f"model {spec.name} has lazy layers, whose sizes are not known yet; run the network once on an example "
-            "where it is built"
+            f"{name} has lazy layers, whose sizes are not known yet; run the network once on an example where it is "
+            "built"
         )
-    return model
 
 
 def _check_size(factory: Callable[..., nn.Module], spec: ModelSpec, most_bytes: int | None) -> None:
