@@ -235,9 +235,13 @@ class GraphPlacer(Placer):
         return False
 
     def _place_of(self, source: fx.Node) -> str:
-        """Return the module whose output slot quantizes a node's output: its own if called once, or else a tap."""
+        """Return the module whose output slot quantizes a node's output: its own if called once, or else a tap.
+
+        TorchScript modules have no slots.
+        """
         module = self._graph.module(source)
-        alone = module is not None and self._graph.call_count(module) == 1
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        alone = module is not None and not scripted and self._graph.call_count(module) == 1
         return str(source.target) if alone else tap_name(source.name)
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
