@@ -920,7 +920,7 @@ def compare(
         html: Also write a page that says which network to ship, with charts, layers and the images they disagree
             on.
         max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
-            that of the first.
+            that of the first; of other tasks, if the main metric is worse by more than this many hundredths.
         max_size: Raise FailedError if a file is larger: in bytes or, up to 1, as a fraction of the first file's
             size.
         min_speedup: Raise FailedError if a network takes more than 1/N of the first one's time for one sample

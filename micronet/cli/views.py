@@ -18,7 +18,7 @@ from micronet.cli.measures import (
     show_comparison_as_markdown,
     show_evaluation,
 )
-from micronet.core.metrics import metric_label, value_text
+from micronet.core.metrics import drop_text, metric_label, value_text
 from micronet.errors import count, listed
 from micronet.stages.stage import Stage
 
@@ -126,7 +126,7 @@ def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:
     shares = sorted({share for row in rows for share in row["drops"]})
     table = []
     for row in rows:
-        drops = [f"{100 * row['drops'][share]:+.2f} pt" if share in row["drops"] else "-" for share in shares]
+        drops = [drop_text(row["metric"], row["drops"][share]) if share in row["drops"] else "-" for share in shares]
         table.append((", ".join(row["layers"]), str(row["channels"]), *drops))
     print_table(("layers", "channels", *(f"{share:.0%} removed" for share in shares)), table)
 
@@ -270,8 +270,9 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
     rows = []
     for row in summary:
         bar = "█" * max(0, round(BAR * min(1, row["sqnr_db"] / largest)))
-        rows.append((row["layer"], f"{row['sqnr_db']:.1f} dB", bar, f"{100 * row['drop']:+.2f} pt"))
-    print_table(("layer", "SQNR", "", "drop"), rows)
+        rows.append((row["layer"], f"{row['sqnr_db']:.1f} dB", bar, drop_text(row["metric"], row["drop"])))
+    metric = summary[0]["metric"] if summary else "accuracy"
+    print_table(("layer", "SQNR", "", "drop" if metric == "accuracy" else f"drop ({metric_label(metric)})"), rows)
 
 
 _VIEWS: dict[str, Callable[[Any], None]] = {

@@ -10,6 +10,11 @@ def metric_label(metric: str) -> str:
     return " ".join(words)
 
 
+def drop_text(metric: str, drop: float) -> str:
+    """Spell how much worse a metric is: in points, or in its own unit if it is not the accuracy."""
+    return f"{100 * drop:+.2f} pt" if metric == "accuracy" else f"{drop:+.4f}"
+
+
 def value_text(metric: str, value: float) -> str:
     """Spell a metric's value; names with ``_db`` are in decibels."""
     if "_db" in metric:

@@ -99,16 +99,24 @@ def check_scores(
             given = f"images of shape {tuple(inputs.shape[1:])}"
         else:
             given = f"{'inputs' if isinstance(inputs, tuple) else 'the input'} {describe(inputs)}"
-        reason = first_line(error)
-        if found := re.search(r"\b(Half|BFloat16|Double)\b", reason):
-            reason += f"; if its weights are {found[1]}, convert them where it is built: return net.float()"
-        raise MicronetError(f"{name} does not accept {given}{error_line(error)}: {reason}") from error
+        raise MicronetError(f"{name} does not accept {given}{error_line(error)}: {reason_of(error)}") from error
     task.check(outputs, spec, name)
     if isinstance(task, Classification) and (rows := len(first_output(outputs))) != batch_length(inputs):
         raise MicronetError(
             f"{name} returns {count(rows, 'row')} of scores for {count(batch_length(inputs), 'image')}; expected one "
             "row per image; export the network with a variable batch size"
         )
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a network refuses inputs, with the way on if its weights may have another precision than data."""
+    reason = first_line(error)
+    if found := re.search(r"\b(Half|BFloat16|Double)\b", reason):
+        reason += (
+            f"; data are read as float32, so if its weights are {found[1]}, convert them where it is built: return "
+            "net.float()"
+        )
+    return reason
 
 
 def run_batch(predict: Predictor, inputs: Any) -> Outputs:

@@ -50,12 +50,14 @@ def with_plain_weights(
             break
         weights: dict[str, nn.Parameter] = {}
         plain = _with_stored_weights(model, graph.recorded, weights, products=products)
-        if not (weights or plain.products):
+        read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
+        taken = [name for name in weights if name in read]
+        if not (taken or plain.products):
             break
         if purpose != "running" and not {id(tensor) for tensor in plain.model.parameters()}.isdisjoint(sources):
             continue
         if computes_same(model, plain.model, as_inputs(model, example)):
-            model, names = plain.model, [*names, *weights]
+            model, names = plain.model, [*names, *taken]
             result = {STORED: graph.recorded or [], PRODUCTS: products}
             break
     return model, {COMPUTED: names, **result} if names or result else {}

@@ -22,7 +22,7 @@ from micronet.graph.recorder import Recorder
 from micronet.graph.training import follow_mode
 from micronet.graph.user_lines import error_line
 from micronet.models.device import Example, as_inputs, copied
-from micronet.models.inputs import describe_inputs, make_inputs
+from micronet.models.inputs import check_python, describe_inputs, make_inputs
 from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
 from micronet.models.outputs import other_values, tensors_in
 from micronet.models.spec import LARGEST_INPUT
@@ -50,8 +50,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     Raises:
         MicronetError: The forward fails, or depends on the values of its inputs.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise MicronetError("the network is scripted (torch.jit.script); pass the Python network that was scripted")
+    check_python(model)
     inputs = as_inputs(model, example)
     recorder, context = _record_eval(model, inputs)
     recorded = fx.GraphModule(recorder.root, recorder.graph)

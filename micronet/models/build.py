@@ -6,6 +6,7 @@ recorded with its name: the artifact loads without the file, and a changed file 
 """
 
 import hashlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from micronet.models.spec import ModelSpec as ModelSpec
 
 # Torch's advice to who wrote the network. Every command builds it again, and none of it concerns the command.
 REPEATED = ("enable_nested_tensor is True", "`torch.nn.utils.weight_norm` is deprecated")
+_USER_MODULE = "micronet_user:"  # what the modules' names of users' files begin with
 _FORMS = ("torchvision:NAME", "pkg.mod:factory", "path/to/file.py:factory")
 
 
@@ -90,12 +92,17 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
         ) from error
     if not isinstance(model, nn.Module):
         raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
+    check_sizes_known(model, f"model {spec.name}")
+    return model
+
+
+def check_sizes_known(model: nn.Module, name: str) -> None:
+    """Raise MicronetError, which calls the network ``name``, if it has lazy layers that did not run yet."""
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise MicronetError(
-            f"model {spec.name} has lazy layers, whose sizes are not known yet; run the network once on an example "
-            "where it is built"
+            f"{name} has lazy layers, whose sizes are not known yet; run the network once on an example where it is "
+            "built"
         )
-    return model
 
 
 def _check_size(factory: Callable[..., nn.Module], spec: ModelSpec, most_bytes: int | None) -> None:
@@ -170,6 +177,8 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
         with registry.importable_from(folder):
             module = import_module(spec.name.partition(":")[0]) if file is None else _module_of(spec, file)
     except Exception as error:
+        if file is not None and str(getattr(error, "name", "")).startswith(_USER_MODULE):
+            raise MicronetError(f"{file} uses relative imports; {_name_as_module(file, attribute, noun)}") from error
         raise MicronetError(
             f"importing the code of {noun} {spec.name} failed ({type(error).__name__}: {error}); fix the code"
         ) from error
@@ -196,6 +205,18 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
     return call
 
 
+def _name_as_module(file: Path, attribute: str, noun: str) -> str:
+    """Return what to type so that a file is imported as a module of its package."""
+    folder = file.resolve().parent
+    names = [folder.name, *([] if file.stem == "__init__" else [file.stem])]
+    while (folder.parent / "__init__.py").is_file():
+        folder = folder.parent
+        names.insert(0, folder.name)
+    root = os.path.relpath(folder.parent)
+    path = "" if root == os.curdir else f" with PYTHONPATH={root}"
+    return f"name it as a module of its package: --{noun} {'.'.join(names)}:{attribute}{path}"
+
+
 def _is_from(value: Any, module: ModuleType) -> bool:
     """Return True if an object is defined in a module, or in one of the modules of a package."""
     home = str(getattr(value, "__module__", ""))
@@ -215,7 +236,7 @@ def _module_of(spec: ModelSpec, file: Path) -> ModuleType:
     if script.is_file() and _sha256(script.read_text(encoding="utf-8", errors="replace")) == spec.sha256:
         return running
     title = f"{file.name}:{(spec.sha256 or '')[:8]}"
-    module = ModuleType(f"micronet_user:{title}")
+    module = ModuleType(f"{_USER_MODULE}{title}")
     sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
     same = file.is_file() and _sha256(file.read_text(encoding="utf-8", errors="replace")) == spec.sha256
     exec(compile(spec.source or "", str(file) if same else title, "exec"), module.__dict__)  # for tracebacks

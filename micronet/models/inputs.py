@@ -13,6 +13,7 @@ from micronet.models.device import Inputs
 from micronet.models.modes import eval_mode, state_kept
 from micronet.models.spec import check_described
 
+TORCHSCRIPT = "a TorchScript network (torch.jit.script or trace)"
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -25,12 +26,13 @@ def inputs_in(model: nn.Module, batch: Any) -> Any:
             mapping from names of the forward's arguments to tensors, in which optional arguments may occur, too.
 
     Raises:
-        MicronetError: Inputs are missing, or not tensors.
+        MicronetError: Inputs are missing, or not tensors; or the network is TorchScript, whose forward does not say.
     """
     if isinstance(batch, (Tensor, Inputs)):
         return batch
     if isinstance(model, nn.parallel.DistributedDataParallel):  # its own forward takes anything
         model = model.module
+    check_python(model)
     parameters = [each for each in inspect.signature(model.forward).parameters.values() if each.kind in _BY_ORDER]
     if isinstance(batch, Mapping):
         found = _by_name(parameters, batch)
@@ -51,6 +53,12 @@ def inputs_in(model: nn.Module, batch: Any) -> Any:
             f"{got}"
         )
     return found[0] if len(found) == 1 else Inputs(found)
+
+
+def check_python(model: nn.Module) -> None:
+    """Raise MicronetError if a network is TorchScript, whose forward cannot be read."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MicronetError(f"the network is {TORCHSCRIPT}; pass the Python network that it was made from")
 
 
 def settle_order(model: nn.Module, batch: Any) -> list[dict[str, Any]] | None:

@@ -21,6 +21,7 @@ from micronet.core.progress import Progress
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.device import Inputs, head
+from micronet.models.inputs import TORCHSCRIPT
 from micronet.onnx import operators, rewrite
 from micronet.onnx.channel_padding import pad_depthwise
 from micronet.onnx.config import ExportConfig
@@ -103,12 +104,12 @@ def _as_proto(exported: ir.Model, artifact: Artifact, images: Tensor | Inputs, c
 
 
 def _check_scripted(model: nn.Module) -> None:
-    """Raise MicronetError if a module is scripted: torch's exporter needs its Python code."""
+    """Raise MicronetError if a module is TorchScript: torch's exporter needs its Python code."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise MicronetError(
-                f"torch cannot export this network to ONNX: {name or 'it'} is scripted (torch.jit.script); use the "
-                "Python module that was scripted"
+                f"torch cannot export this network to ONNX: {name or 'it'} is {TORCHSCRIPT}; use the Python module "
+                "that it was made from"
             )
 
 

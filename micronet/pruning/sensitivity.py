@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from micronet.core.metrics import metric_label
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
 from micronet.evaluation import plot
@@ -46,16 +47,17 @@ def measure_sensitivity(
     return sorted(found, key=lambda item: -max(item.drops.values(), default=0))
 
 
-def draw(rows: Sequence[GroupSensitivity], path: Path) -> None:
-    """Draw one line per group, the accuracy lost over the share cut, into a .png or .svg file."""
+def draw(rows: Sequence[GroupSensitivity], path: Path, metric: str = "accuracy") -> None:
+    """Draw one line per group, how much the metric is worse over the share cut, into a .png or .svg file."""
+    scale, unit = (100, " (percentage points)") if metric == "accuracy" else (1, "")
 
     def fill(axes: Any) -> None:
         for row in rows:
             axes.plot(
-                [0, *row.drops], [0, *(100 * drop for drop in row.drops.values())], marker="o", label=row.layers[0]
+                [0, *row.drops], [0, *(scale * drop for drop in row.drops.values())], marker="o", label=row.layers[0]
             )
         axes.set_xlabel("fraction of the group's channels removed")
-        axes.set_ylabel("accuracy drop (percentage points)")
+        axes.set_ylabel(f"{metric_label(metric)} drop{unit}")
         axes.legend(fontsize=7)
 
     plot.draw(path, (8, 5), fill)

@@ -16,7 +16,8 @@ from micronet.quantization.integer_joins import IntegerJoins
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
 
-COMPUTED_WEIGHT = "its weight is computed; quantize with --mode ptq, then train with --mode qaft"
+COMPUTED = "its weight is computed"
+COMPUTED_WEIGHT = f"{COMPUTED}; quantize with --mode ptq, then train with --mode qaft"
 CONSTANT = "it reads only stored tensors, so a runtime computes it once"
 
 
@@ -44,15 +45,18 @@ class GraphPlacer(Placer):
             self._place_results()
         for node in graph.fx.nodes:
             if node.op in ("call_function", "call_method") and ops.WEIGHTED.matches(node) and not _is_sum(node):
-                sources = computed_from(node)
-                name = sources[0].rpartition(".")[0] if sources else ""
-                self.placement.left_float[name or f"{node.name}()"] = COMPUTED_WEIGHT if sources else self._call(node)
+                name, why = self._call(node)
+                self.placement.left_float[name or f"{node.name}()"] = why
 
-    def _call(self, node: fx.Node) -> str:
-        """Return what a call is that computes with weights or multiplies activations, and stays in float."""
+    def _call(self, node: fx.Node) -> tuple[str, str]:
+        """Return the layer, or "", of a call with weights or of two activations that stays in float, and the reason."""
+        if sources := computed_from(node):
+            name = sources[0].rpartition(".")[0]
+            called = name in {str(layer.target) for layer in self._layers}
+            return ("", f"{COMPUTED} from that of {name}") if called else (name, COMPUTED_WEIGHT)
         if ops.WEIGHTED_FUNCTIONS.matches(node):
-            return FUNCTION_CALL
-        return STORED_FACTOR if self._graph.stored.intersection(node.all_input_nodes) else PRODUCT_OF_TWO
+            return "", FUNCTION_CALL
+        return "", STORED_FACTOR if self._graph.stored.intersection(node.all_input_nodes) else PRODUCT_OF_TWO
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
@@ -231,9 +235,13 @@ class GraphPlacer(Placer):
         return False
 
     def _place_of(self, source: fx.Node) -> str:
-        """Return the module whose output slot quantizes a node's output: its own if called once, or else a tap."""
+        """Return the module whose output slot quantizes a node's output: its own if called once, or else a tap.
+
+        TorchScript modules have no slots.
+        """
         module = self._graph.module(source)
-        alone = module is not None and self._graph.call_count(module) == 1
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        alone = module is not None and not scripted and self._graph.call_count(module) == 1
         return str(source.target) if alone else tap_name(source.name)
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:

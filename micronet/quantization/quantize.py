@@ -21,6 +21,7 @@ from micronet.graph.trace import trace, trace_both
 from micronet.models import transformer
 from micronet.models.computed import is_computed
 from micronet.models.device import Example
+from micronet.models.inputs import TORCHSCRIPT
 from micronet.models.modes import copy_model
 from micronet.quantization.config import FIRST_OR_LAST, QuantConfig
 from micronet.quantization.dry_run import find_idle, find_infinite
@@ -104,7 +105,7 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
                 why = TRAINING_ONLY if name in training else _inside_leaf(name, network) or UNCALLED
                 placement.left_float.setdefault(name, why)
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in _LAYERS:
-            placement.left_float[name] = "it is scripted (torch.jit.script)"
+            placement.left_float[name] = f"it is part of {TORCHSCRIPT}"
         elif isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and is_complex(module):
             placement.left_float[name] = "its weights are complex numbers"
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):

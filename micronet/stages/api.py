@@ -239,10 +239,11 @@ def _artifact(network: Any) -> "Artifact":
     from torch import nn
 
     from micronet.artifact.artifact import Artifact
-    from micronet.models.build import ModelSpec
+    from micronet.models.build import ModelSpec, check_sizes_known
 
     if isinstance(network, Artifact):
         return network
     if isinstance(network, nn.Module):
+        check_sizes_known(network, "the network")
         return Artifact(network, ModelSpec("", {"class": type(network).__name__}), [])
     raise MicronetError(f"expected a path, an Artifact or a torch.nn.Module, got {type(network).__name__}")

@@ -23,7 +23,7 @@ class GateConfig(Settings):
     max_drop: float | None = setting(
         None, 
             "Exit with code 1 if the accuracy of any network is more than this many percentage points below that of "
-            "the first.",
+            "the first; of other tasks, if the main metric is worse by more than this many hundredths.",
         basic=True,
     )  # fmt: skip
     max_size: float | None = setting(
@@ -94,8 +94,13 @@ def verdicts(rows: "Sequence[Row]", gates: GateConfig) -> list[Verdict]:
 def _judge(row: "Row", first: "Row", rival: str, gates: GateConfig) -> Iterator[tuple[str, float, str]]:
     """Yield each gate that is set, its limit, and what is wrong with a row, or nothing. A figure that is NaN fails."""
     if (points := gates.max_drop) is not None:
-        less = f"is {100 * row.drop:.2f} percentage points less accurate than {rival}"
-        yield "max_drop", points, f"{less}; --max-drop allows {points:,.10g}" if not 100 * row.drop <= points else ""
+        text = f"is {100 * row.drop:.2f} percentage points less accurate than {rival}; --max-drop allows {points:,.10g}"
+        if row.accuracy is None:
+            text = (
+                f"is worse than {rival} by {row.drop:.4f} in the main metric; --max-drop {points:.10g} allows "
+                f"{points / 100:.10g}"
+            )
+        yield "max_drop", points, text if not 100 * row.drop <= points else ""
     if (size := gates.max_size) is not None:
         share, most = (row.size_bytes / first.size_bytes, size) if size <= 1 else (row.size_bytes, size)
         shown, allowed = (f"{share:.2%} of {rival}'s", f"{size:.2%}") if size <= 1 else ("", f"{size:,.0f}")
@@ -119,6 +124,6 @@ def require(found: Sequence[Verdict]) -> None:
     """Raise FailedError that names the network and the figure of the first gate that fails, and counts the others."""
     failed = [f"{each.network} {each.problem}" for each in found if each.problem]
     if failed:
-        others = [f"{each.network} {each.gate}" for each in found if each.problem][1:]
+        others = [f"{each.network} fails {each.gate}" for each in found if each.problem][1:]
         more = f" (and {len(others)} more: {', '.join(others)})" if others else ""
         raise FailedError(f"{failed[0]}{more}")

@@ -20,13 +20,13 @@ from micronet.data.load import load_data
 from micronet.data.memory import MemoryData
 from micronet.data.samples import example_of
 from micronet.data.split import Split, random_subset
-from micronet.errors import MicronetError, first_line
-from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import check_scores, evaluate, evaluating, reason_of
 from micronet.evaluation.network import Predictor
 from micronet.graph.user_lines import error_line
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
-from micronet.models.device import Example, as_inputs, batch_length, head, to_device
+from micronet.models.device import Example, Inputs, as_inputs, batch_length, head, to_device
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
@@ -215,12 +215,13 @@ def calibration_batches(
 
 def check_accepts(model: nn.Module, batch: Any) -> None:
     """Raise MicronetError if a network does not take a batch of inputs."""
+    device = next(model.parameters(), torch.empty(0)).device
     try:
         with eval_mode(model), torch.no_grad():
-            model(*as_inputs(model, batch))
+            model(*to_device(Inputs(batch if isinstance(batch, tuple) else (batch,)), device))
     except Exception as error:  # the user's forward may raise anything
         given = f"{describe(batch)}{error_line(error)}"
-        raise MicronetError(f"the network does not accept {given}: {first_line(error)}") from error
+        raise MicronetError(f"the network does not accept {given}: {reason_of(error)}") from error
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:

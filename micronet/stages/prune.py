@@ -124,12 +124,12 @@ class Prune(ConvertSettings, Stage):
             example = example_input(context.artifact, self.input_shape)
         pruning = Pruning(context.artifact, self, example, run)
         if self.sensitivity:
-            rows = pruning.sensitivity()
+            rows, metric = pruning.sensitivity(), pruning.data.task.main
             if self.plot is not None:
                 from micronet.pruning.sensitivity import draw
 
-                draw(rows, self.plot)
-            return Outcome(rows, [row._asdict() for row in rows])
+                draw(rows, self.plot, metric)
+            return Outcome(rows, [{**row._asdict(), "metric": metric} for row in rows])
         if self.steps:
             done = trained(made := pruning.in_steps())
             done.summary.update(pruning.sizes(made, self.input()))

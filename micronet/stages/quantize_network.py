@@ -120,6 +120,7 @@ class Quantizing:
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first of any shape and type."""
+        check_precision(self.artifact.model, "quantizing")
         for batch in {describe(batch): batch for batch in reversed(batches)}.values():
             check_accepts(self.artifact.model.to(self.run.device), to_device(batch, self.run.device))
         return batches

@@ -68,4 +68,4 @@ class Sensitivity(ReadSettings, Stage):
         rows = measure_sensitivity(context.artifact.model, self.quantization, probe, context.progress)
         if self.plot is not None:
             draw(rows, self.plot)
-        return Outcome(rows, [row._asdict() for row in rows])
+        return Outcome(rows, [{**row._asdict(), "metric": dataset.task.main} for row in rows])

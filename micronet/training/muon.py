@@ -65,7 +65,9 @@ class Muon(torch.optim.Optimizer):
             weight.mul_(1 - group["lr"] * group["weight_decay"])
 
     def _adam_step(self, parameter: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        """Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1."""
+        """Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1; the parts of complex numbers are two numbers each."""
+        if parameter.is_complex():
+            parameter, gradient = torch.view_as_real(parameter), torch.view_as_real(gradient)
         if not state:
             state.update(step=0, mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
         state["step"] += 1
@@ -96,8 +98,8 @@ def find_matrices(model: nn.Module) -> dict[nn.Parameter, dict[str, Any]]:
     """Return the weights that Muon steps as matrices, with the options of their parameter groups.
 
     Those are the weights of convolutions, linear layers and attention's projections. Left to Adam are those that are
-    none (depthwise kernels, embeddings, scales, biases), the layers whose outputs are the network's scores, unless a
-    norm follows (their norm is the scores' confidence), and weights that are zero, which have no direction yet.
+    none (depthwise kernels, embeddings, scales, biases) or complex, the layers whose outputs are the network's scores,
+    unless a norm follows (their norm is the scores' confidence), and weights of zeros, which have no direction yet.
     """
     found: dict[nn.Parameter, dict[str, Any]] = {}
     heads, normalized = _read_graph(model)
@@ -114,7 +116,7 @@ def find_matrices(model: nn.Module) -> dict[nn.Parameter, dict[str, Any]]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             found.pop(module._parameters["weight"], None)  # type: ignore[arg-type]  # tied to a linear layer
-    return found
+    return {weight: options for weight, options in found.items() if not weight.is_complex()}
 
 
 def _read_graph(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:

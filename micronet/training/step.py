@@ -18,7 +18,7 @@ from micronet.errors import MicronetError
 from micronet.models.device import memory_format, place_inputs
 from micronet.models.uncompiled import uncompiled_optimizer
 from micronet.tasks.classification import DEFAULT_TASK
-from micronet.tasks.task import Task, first_output, outputs_of
+from micronet.tasks.task import Outputs, Task, describe, outputs_of
 from micronet.training import distributed
 from micronet.training.average import WeightAverage
 from micronet.training.config import TrainConfig
@@ -133,11 +133,30 @@ class TrainStep:
             if not self.task.has_classes:
                 outputs = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, outputs)
             loss = self.task.loss(outputs, targets)
-            return loss if self.teacher is None else self.teacher.blend(loss, outputs, inputs, self.task)
+            if self.teacher is not None:
+                loss = self.teacher.blend(loss, outputs, inputs, self.task)
+        _check_gradients(loss, outputs)
+        return loss
 
     def _precision(self) -> torch.autocast:
         amp = self.config.chosen("amp")
         return torch.autocast(self.device.type, _DTYPES.get(amp), enabled=amp != "off")
+
+
+def _check_gradients(loss: Tensor, outputs: Outputs) -> None:
+    """Raise MicronetError if a loss has no gradients."""
+    if loss.requires_grad:
+        return
+    if _with_gradients(outputs):
+        raise MicronetError("the task's loss has no gradients; compute it from the outputs with tensor operations")
+    raise MicronetError(
+        f"the loss does not depend on the weights: the network's outputs, {describe(outputs)}, have no gradients; "
+        "return scores, or quantize with --mode ptq, which does not train"
+    )
+
+
+def _with_gradients(outputs: Outputs) -> list[Tensor]:
+    return [each for each in ([outputs] if isinstance(outputs, Tensor) else outputs) if each.requires_grad]
 
 
 class NotFiniteError(Exception):
@@ -173,7 +192,8 @@ def _data_parallel(network: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -
     """Wrap a network, compiled or not, so that gradients are averaged over ranks; ``inputs``: any valid input."""
     with torch.random.fork_rng():
         trial = copy.deepcopy(model)
-        first_output(outputs_of(trial(*inputs))).sum().backward()  # type: ignore[no-untyped-call]
+        for output in _with_gradients(outputs_of(trial(*inputs)))[:1]:  # if there is none, the loss says so
+            output.sum().backward()  # type: ignore[no-untyped-call]
     unused = any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
     return DistributedDataParallel(
         network,

@@ -10,6 +10,7 @@ from rich.console import Console
 import micronet as api
 from micronet.cli import console
 from micronet.cli.measures import show_comparison
+from micronet.core.metrics import drop_text
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.report import LATENCIES, Row
 from micronet.stages.compare_latency import BUSY, describe_noise
@@ -46,9 +47,14 @@ def test_a_gate_holds_at_its_limit_and_fails_beyond_it_naming_row_and_figure(gat
     assert str(caught.value).startswith("b.onnx in openvino ") and "\n" not in str(caught.value)
 
 
-def test_an_accuracy_that_is_nan_fails():
+def test_an_accuracy_that_is_nan_fails_and_other_metrics_have_units_of_their_own():
     with pytest.raises(FailedError, match=r"b is nan percentage points less accurate than a\.onnx"):
         require(verdicts([FIRST, row("b", drop=float("nan"))], GateConfig(max_drop=1)))
+    with pytest.raises(
+        FailedError, match=r"worse than a\.onnx by 25\.7000 in the main metric; --max-drop 5 allows 0\.05$"
+    ):
+        require(verdicts([FIRST, row("b", accuracy=None, drop=25.7)], GateConfig(max_drop=5)))
+    assert (drop_text("accuracy", 0.031), drop_text("rmse", 25.7)) == ("+3.10 pt", "+25.7000")
 
 
 def test_a_size_up_to_one_is_a_fraction_of_the_first_files():
@@ -67,7 +73,7 @@ def test_the_first_network_is_the_reference_unless_it_is_the_only_one():
 
 def test_all_failures_are_counted_in_one_line():
     gates = GateConfig(max_size=10, max_latency=1.0)
-    with pytest.raises(FailedError, match=r"and 1 more: b --max-latency\)$"):
+    with pytest.raises(FailedError, match=r"and 1 more: b fails --max-latency\)$"):
         require(verdicts([FIRST, row("b")], gates))
 
 

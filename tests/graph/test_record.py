@@ -241,7 +241,7 @@ def test_scripted_functions_are_traced_through_and_scripted_modules_are_leaves(n
     assert torch.sigmoid in {node.target for node in graph.fx.nodes}
     assert torch.equal(graph.model(MORE), model(MORE))
     assert type(gated).__call__.__module__ != "micronet.graph.record"  # as it was
-    with pytest.raises(MicronetError, match=r"network is scripted .*; pass the Python network"):
+    with pytest.raises(MicronetError, match=r"network is a TorchScript network .*; pass the Python network"):
         record_network(model.head, torch.randn(2, 8, 4, 4))
 
 

@@ -98,6 +98,7 @@ def test_changed_code_is_noticed(tmp_path):
     [
         ("1/0", "make", "ZeroDivisionError"),
         ("def (", "make", "SyntaxError"),
+        ("from .sub import W", "make", r"uses relative imports; .*: --model \w+\.mine:make with PYTHONPATH=\S+$"),
         (SOURCE, "mak", "allowed: make$"),
         ("from pathlib import Path\ndef make(): ...", "mak", "allowed: make$"),
         ("def make(): return 3", "make", "expected a torch.nn.Module"),

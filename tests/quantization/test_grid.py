@@ -335,11 +335,12 @@ def test_calls_that_stay_float_are_named():
             self.rnn, self.fc, self.w = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
 
         def forward(self, x):
-            return self.fc(input=F.linear(self.rnn(x)[0], 2 * self.w))
+            return F.linear(self.fc(input=F.linear(self.rnn(x)[0], 2 * self.w)), self.fc.weight.t())
 
     model, record = quantize_model(Calls(), QuantConfig())
     assert record.result["left_float"] == {
         "linear()": COMPUTED_WEIGHT,
+        "linear_1()": "its weight is computed from that of fc",
         "rnn": "GRU has no int8 form",
     }
     calibrate(model, [torch.randn(2, 3, 4)])

@@ -367,7 +367,26 @@ def test_layers_of_complex_numbers_and_scripted_ones_stay_in_float_with_that_rea
     small = micronet.quantize(Spectral().eval(), data=[inputs], mode="ptq")
     assert small.history[-1].result["inputs"].keys() == {"middle"}
     assert small.left_float == {
-        "first": "its weights are complex numbers", "head.1": "it is scripted (torch.jit.script)"
-    }  # fmt: skip
-    with pytest.raises(MicronetError, match=r"export this network to ONNX: head is scripted \(torch.jit.script\); use"):
+        "first": "its weights are complex numbers",
+        "head.1": "it is part of a TorchScript network (torch.jit.script or trace)",
+    }
+    with pytest.raises(MicronetError, match=r"to ONNX: head is a TorchScript network \(.*\); use"):
         micronet.export_onnx(small, inputs)
+    traced = nn.Sequential(torch.jit.trace(nn.Linear(4, 6), inputs), nn.Linear(6, 3))
+    assert "TorchScript" in micronet.quantize(traced, data=[inputs], mode="ptq").left_float["0"]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (torch.jit.trace(nn.Linear(4, 6), torch.ones(1, 4)), "the network is a TorchScript network"),
+        (nn.Sequential(nn.Linear(4, 6), nn.LazyLinear(3)), "the network has lazy layers"),
+        (
+            nn.Linear(4, 6).double(),
+            r"does not accept float32 \(N, 4\).*; data are read as float32, so .* net\.float\(\)",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_quantized_as_they_are_say_what_to_pass(network, message):
+    with pytest.raises(MicronetError, match=message):
+        micronet.quantize(network, data=[(torch.ones(16, 4).double(), torch.ones(16).long())], mode="ptq")

@@ -16,6 +16,8 @@ from micronet.evaluation.accuracy import check_scores, predictor, run_batch
 from micronet.stages.export import explaining_noise
 from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
 from micronet.tasks.task import load_task
+from micronet.training.config import TrainConfig
+from micronet.training.step import TrainStep, make_optimizer
 
 NET = "tests/tasks/networks.py:TwoInputs"
 
@@ -93,9 +95,19 @@ def test_networks_that_draw_noise_are_compared_with_the_same_noise_and_not_expor
             raise FailedError("they differ")
 
 
-def test_energy_of_integers_is_refused_with_what_to_do_instead():
+def test_integers_have_no_gradients_so_energy_and_training_say_what_to_do_instead():
     with pytest.raises(MicronetError, match="--criterion l2"):
         energy([torch.ones(2).long()])
+    config, task = TrainConfig(optimizer="sgd", schedule="linear"), Agreement()
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LogSoftmax(1)), torch.ones(4, 3)
+    step = TrainStep(model, make_optimizer(model, config), config, torch.device("cpu"), task=task)
+    model.register_forward_hook(lambda module, inputs, scores: scores.argmax(1))
+    with pytest.raises(MicronetError, match=r"outputs, int64 \(N\), have no gradients; return scores, or .*ptq"):
+        step([(x, torch.ones(4).long())], [4])
+    model.register_forward_hook(lambda module, inputs, scores: torch.ones(4, requires_grad=True))
+    task.loss = lambda outputs, targets: outputs.detach().sum()
+    with pytest.raises(MicronetError, match="the task's loss has no gradients"):
+        step([(x, None)], [4])
 
 
 def test_networks_of_other_outputs_are_refused_with_both_shapes():

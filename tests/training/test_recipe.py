@@ -73,8 +73,9 @@ def test_a_step_is_a_share_of_the_weights_norm_however_large_the_gradient_and_ma
     torch.testing.assert_close(moved[3], moved[0] * (1 - 0.001 * 0.5))  # a decayed norm is not kept
 
 
-def test_what_is_no_matrix_is_stepped_as_by_adam():
-    own, theirs = (nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64)) for _ in range(2))
+@pytest.mark.parametrize("turn", [1, 1 + 2j])
+def test_what_is_no_matrix_is_stepped_as_by_adam(turn):
+    own, theirs = (nn.Parameter(turn * torch.linspace(-1, 1, 7, dtype=torch.float64)) for _ in range(2))
     optimizers = [Muon([{"params": [own]}], lr=0.01), torch.optim.Adam([theirs], lr=0.01)]
     for _ in range(5):
         for parameter, optimizer in zip((own, theirs), optimizers, strict=True):
@@ -109,6 +110,7 @@ def test_matrices_are_the_weights_between_inputs_and_scores():
     assert all(kind["keep_norm"] for kind in find_matrices(nin).values())
     assert len(find_matrices(nin)) == 9
     assert list(find_matrices(network()).values()) == [{"groups": 1, "keep_norm": True}]
+    assert not find_matrices(nn.Sequential(nn.Linear(4, 4, dtype=torch.cfloat), nn.Linear(4, 4)))
     optimizer = make_optimizer(model, TrainConfig(optimizer="muon"))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
 
