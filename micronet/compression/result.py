@@ -47,7 +47,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     lost = quality(judge, before) - quality(judge, tested)
     errors = describe_errors(workshop.points)
     words = [
-        *describe_chance(before.get("accuracy"), judge.data.classes if isinstance(judge, DataJudge) else None),
+        *(describe_chance(before.get("accuracy"), judge.data) if isinstance(judge, DataJudge) else []),
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, judge.metric or judge.task.main),
         f"chosen: {point.name}, a drop of {spell_drop(point)} on {count(judge.samples, f'validation {judge.noun}')}",
         *describe_unsure(workshop.points, goal),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from micronet.compression.goal import SAME_SIZE, UNITS, Goal
 from micronet.compression.point import TOLERANCE, Point, spell_drop
@@ -12,8 +12,11 @@ from micronet.core.timing import NOISE
 from micronet.errors import count, listed
 from micronet.quantization.config import INTEGER_BITS
 
+if TYPE_CHECKING:
+    from micronet.data.dataset import Dataset
+
 LISTED = 4
-BARELY = 1.2  # times the accuracy of chance
+ERRORS = 2  # standard errors by which an accuracy must exceed that of chance
 SHARES_OF_SAMPLES = ("accuracy",)
 Alone = Mapping[str, Mapping[str, float]]  # layer -> the noise and the drop if it alone is quantized
 
@@ -88,13 +91,17 @@ def describe_int8(int8: Point, original: Point) -> str:
     return f"weights stay float: int8 alone has {' and '.join(shares)}, and a drop of {spell_drop(int8)}"
 
 
-def describe_chance(accuracy: float | None, classes: Collection[str] | None) -> list[str]:
-    """Return a warning if the original's accuracy is hardly better than chance: then no candidate can lose any."""
-    if accuracy is None or not classes or accuracy > BARELY / len(classes):
+def describe_chance(accuracy: float | None, data: "Dataset") -> list[str]:
+    """Return a warning if the original's test accuracy is that of chance, errors of sampling apart."""
+    classes = data.classes or []
+    if accuracy is None or len(classes) < 2:
+        return []
+    chance = 1 / len(classes)
+    if accuracy > chance + ERRORS * math.sqrt(chance * (1 - chance) / len(data.test)):
         return []
     return [
         f"warning: the original's test accuracy is {accuracy:.1%} for {len(classes)} classes, as by chance, so that "
-        "every candidate keeps it; train it first, or check the data and the order of the classes"
+        "the drops say nothing; train it first, or check the data and the order of the classes"
     ]
 
 

@@ -31,12 +31,11 @@ class Attribute(int):
     ratio: Fraction
 
     def __mul__(self, other: Any) -> Any:
-        """Return a multiple that knows the attribute."""
-        return (
-            _attribute(int(self) * int(other), self.place, self.ratio * int(other))
-            if _is_int(other)
-            else NotImplemented
-        )
+        """Return a multiple that knows the attribute, unless it is 0."""
+        if not _is_int(other):
+            return NotImplemented
+        product = int(self) * int(other)
+        return _attribute(product, self.place, self.ratio * int(other)) if product else product
 
     __rmul__ = __mul__
 
@@ -113,7 +112,7 @@ def read_attributes(network: fx.GraphModule) -> None:
 
 def _free_name(network: nn.Module, place: Place) -> str:
     owner, name, item = place
-    own = "_".join([*filter(None, owner.split(".")), name, *([] if item is None else [str(item)])])
+    own = "_".join([*filter(None, owner.split(".")), name, *([] if item is None else [str(item)])]).lstrip("_")
     while hasattr(network, own):
         own += "_"
     return own

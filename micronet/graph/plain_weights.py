@@ -1,7 +1,6 @@
 """Computed weights made plain: those of hooks and parametrizations, and those that a forward computes itself."""
 
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any, Literal
 
 from torch import fx, nn
@@ -34,7 +33,7 @@ def with_plain_weights(
         example: An input.
         purpose: What follows. If a training may follow, the network stays as it is where a weight would be stored apart
             from a tensor that it is computed from and that something else reads too: they would no longer be tied.
-            For a training, only matrices that are read transposed are stored, so; it goes on computing other weights.
+            A training goes on computing its weights, except that matrices which are read transposed are stored so.
     """
     names: list[str] = []
     if purpose != "training" and any(map(is_computed, model.modules())):
@@ -42,7 +41,8 @@ def with_plain_weights(
         names = make_plain(model)
     result: dict[str, Any] = {}
     graph = trace(model, example) if _may_store_weights(model) else None
-    sources = set() if graph is None else {id(attrgetter(name)(model)) for name in _sources(graph, model)}
+    own = dict(model.named_parameters(remove_duplicate=False))
+    sources = set() if graph is None else {id(own[name]) for name in _sources(graph, model) if name in own}
     if graph is not None and purpose == "training" and any(map(computes_more, graph.fx.nodes)):
         graph = None
     for products in (True, False)[: 1 if purpose == "training" else 2]:  # without, where one does not suit a layer

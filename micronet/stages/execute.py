@@ -103,10 +103,11 @@ def _with_plain_weights(
     purpose = stage.plain_weights()
     if purpose is None or any(record.quantizers for record in source.history):
         return source, {}  # quantized layers keep what they were trained with until they are exported
+    from micronet.data.memory import MemoryData
     from micronet.graph.plain_weights import COMPUTED, with_plain_weights
     from micronet.stages.inputs import example_input
 
-    given = _given_example(memory, data)
+    given = data.inputs(source.model, 1)[0] if isinstance(data, MemoryData) else memory.example
     model, result = with_plain_weights(source.model, example_input(source) if given is None else given, purpose)
     if not result:
         return source, {}

@@ -40,7 +40,7 @@ from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import calibration_batches
 from micronet.stages.onnx_files import closeness, compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
-from micronet.stages.onnx_ranges import choose_ranges, has_legacy_cache, sampled
+from micronet.stages.onnx_ranges import Ranges, choose_ranges, has_legacy_cache, sampled
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
 from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
@@ -116,23 +116,22 @@ def _quantized(
     signed = config.a_sign == "signed"
     if feeds is None and not has_legacy_cache(ranges):
         feeds = calibration_feeds(model, ranges, progress)
-    quantized = partial(
-        posttraining.quantize_onnx,
-        folded,
-        signed=signed,
-        per_channel=config.q_level == "channel",
-        bits=config.w_bits if isinstance(config.w_bits, int) else 0,
-    )
-    found = choose_ranges(folded, ranges, progress, feeds or [], quantized, signed=signed)
-    excluded = _left_out(folded, found, feeds or [], config)
+    bits, left_out = config.w_bits if isinstance(config.w_bits, int) else 0, dict[int, dict[str, str]]()
 
-    def requantize(others: dict[str, str]) -> onnx.ModelProto:
-        return quantized(found, excluded={**excluded, **others})
+    def quantized(ranges: Ranges, others: dict[str, str]) -> onnx.ModelProto:
+        if id(ranges) not in left_out:
+            left_out[id(ranges)] = _left_out(folded, ranges, feeds or [], config)
+        return posttraining.quantize_onnx(
+            folded, ranges, signed=signed, per_channel=config.q_level == "channel", bits=bits,
+            excluded={**left_out[id(ranges)], **others},
+        )  # fmt: skip
 
+    found = choose_ranges(folded, ranges, progress, feeds or [], lambda each: quantized(each, {}), signed=signed)
+    requantize = partial(quantized, found)
     int8 = requantize({})
     if correct and feeds:
         int8 = _corrected(folded, int8, sampled(feeds), progress)
-    floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
+    floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=left_out[id(found)])
     if not signed:
         int8 = share_weights(with_padded_channels(int8))
     if stores_halves(model.proto):

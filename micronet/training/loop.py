@@ -26,7 +26,7 @@ from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
 from micronet.training.distillation import Teacher, load_teacher, teacher_hash
-from micronet.training.fall import describe_fall, is_fall
+from micronet.training.fall import can_be_undone, describe_fall, is_fall
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
 from micronet.training.validation import evaluate_distributed, prefixed, validate
@@ -71,7 +71,12 @@ class Trainer:
             self.model, make_optimizer(self.model, config), config, context.device, context.compiled, self.teacher,
             self.hooks.penalty, self.data.task,
         )  # fmt: skip
-        start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        undoes = self.warns_of_fall and can_be_undone(self.hooks, config, self.data.task)
+        start = (
+            {name: x.detach().cpu().clone() for name, x in self.model.state_dict().items()}
+            if undoes and distributed.rank() == 0
+            else None
+        )
         identity = {**config.to_json(), "seed": context.seed, **self.identity}
         identity.pop("patience", None)
         checkpoint = Checkpoint.beside(context.output, identity)
@@ -87,15 +92,16 @@ class Trainer:
         self._train(step, checkpoint, state)
         return self._finish(checkpoint, state, start)
 
-    def _finish(self, checkpoint: Checkpoint, state: TrainState, start: dict[str, Tensor]) -> dict[str, Any]:
+    def _finish(self, checkpoint: Checkpoint, state: TrainState, start: dict[str, Tensor] | None) -> dict[str, Any]:
         """Give the network the chosen weights, or those from the start if it got worse, and return their row."""
         row, best = self._chosen(state.rows), checkpoint.best if distributed.rank() == 0 else {}
         if state.before and is_fall(state.before, row, self.data.task, self.hooks.largest_fall):
-            kept = self.hooks.keep == "best" and self.hooks.before_step is None  # which may quantize by and by
+            undone = start is not None
             self.context.progress.line(
-                describe_fall(state.before, row, self.data.task, self.config.peak_lr, self.hooks.way_out, kept=kept)
+                describe_fall(state.before, row, self.data.task, self.config.peak_lr, self.hooks.way_out, undone=undone)
             )
-            row, best = ({"epoch": 0, **state.before}, start) if kept else (row, best)
+            if start is not None:
+                row, best = {"epoch": 0, **state.before}, start
         if distributed.rank() == 0:
             self.model.load_state_dict(best)  # the file stays until the artifact is saved
         distributed.broadcast_state(self.model)

@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def __init__(self, branch=False):
         super().__init__()
         self.branch, self.width, self.heads, self.sizes = branch, 16, 4, [16, 16, 16]
-        self.qkv, self.out, self.fc, self.proj = Conv1D(8, 48), Conv1D(16, 8), Conv1D(8, 32), Conv1D(32, 8)
+        self.qkv, self.out, self._fc, self.proj = Conv1D(8, 48), Conv1D(16, 8), Conv1D(8, 32), Conv1D(32, 8)
         self.fc_nf = nn.Identity()  # takes the name that fc's size would have
 
     def forward(self, x):
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         q, k, v = (each.reshape(split).transpose(1, 2) for each in self.qkv(x).split(self.sizes, 2))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = self.fc_nf(x + self.out(y))
-        return x + self.proj(self.fc(x).relu())
+        return x + self.proj(self._fc(x).relu())
 
 
 @pytest.mark.parametrize("branch", [False, True], ids=["traced", "recorded"])
@@ -85,8 +85,8 @@ def test_sizes_that_modules_hold_change_with_the_widths_of_products(branch, tmp_
     net, x = Attention(branch).eval(), torch.randn(2, 5, 8)
     artifact = prune(net, x, percent=0.5, criterion="l2", scope="layer")
     assert artifact.model.get_submodule("qkv").out_features == 24
-    assert artifact.model.get_submodule("fc").out_features == 16
-    assert (net.heads, net.sizes, net.fc.nf) == (4, [16, 16, 16], 32)
+    assert artifact.model.get_submodule("_fc").out_features == 16
+    assert (net.heads, net.sizes, net._fc.nf) == (4, [16, 16, 16], 32)
     save(artifact, tmp_path / "a.safetensors", build="tests.graph.test_products:Attention", args={"branch": branch})
     again = load(tmp_path / "a.safetensors", Attention(branch)).model.eval()
     assert torch.equal(again(x), artifact.model(x))
@@ -144,6 +144,28 @@ def test_weights_stay_tied_where_a_training_may_follow():
         net, x = Net(form).eval(), torch.randn(3, 6)
         made = [each for each in ("running", "pruning", "training") if with_plain_weights(net, x, each)[1]]
         assert made == purposes
+
+
+def test_weights_may_be_computed_with_constants():
+    def forward(net, x):
+        return F.linear(x, net.v[:, :6] * torch.full((1,), 2.0)) @ torch.eye(4)
+
+    net, x = Own(forward).eval(), torch.randn(3, 6)
+    for purpose in ("running", "pruning"):
+        plain, result = with_plain_weights(net, x, purpose)
+        torch.testing.assert_close(plain(x), net(x))
+        assert result["computed"] == ["v_computed"]
+
+
+def test_sizes_may_be_multiplied_by_zero():
+    def forward(net, x):
+        y = x @ net.w
+        return torch.cat([y[:, i * net.part : (i + 1) * net.part] for i in range(2)], 1) @ net.v.t()
+
+    net, x = Own(forward).eval(), torch.randn(3, 6)
+    net.part = 4
+    plain, _ = with_plain_weights(net, x)
+    torch.testing.assert_close(plain(x), net(x))
 
 
 def test_a_training_goes_on_computing_weights():

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import micronet
 from micronet.artifact.artifact import Artifact, save
 from micronet.artifact.header import StageRecord
 from micronet.core.progress import Silent
@@ -259,10 +260,22 @@ def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path
     with pytest.raises(StoppedError):
         fit_artifact(flat(3072), data, config, RunContext(**asked, deadline=0.0), never)
     progress = Lines()
-    result = fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
-    assert "so the weights from before are kept" in progress.lines[-1]
-    assert result.metrics["epoch"] == 0
-    assert all(map(torch.equal, result.model.parameters(), flat(3072).model.parameters()))
+    fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
+    assert "before the training" in progress.lines[-1]
+
+
+@pytest.mark.parametrize(("lr", "epoch"), [(10.0, 0), (1e-4, 1)], ids=["worse", "better"])
+def test_a_training_towards_a_reference_that_made_the_network_worse_is_undone(lr, epoch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    data = [torch.randn(64, 8)]
+    begun, trained = (
+        micronet.quantize(net, data=data, mode="qat", task="agreement", lr=rate, epochs=1, w_bits=4)
+        for rate in (1e-12, lr)
+    )
+    assert trained.metrics["epoch"] == epoch
+    same = torch.equal(trained.model[0].weight, begun.model[0].weight)
+    assert same == (epoch == 0)
 
 
 @pytest.mark.parametrize(
@@ -272,13 +285,14 @@ def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path
         (Classification(), 0.90, 0.88, True),
         (Agreement(), 0.010, 0.012, False),
         (Agreement(), 0.010, 0.013, True),
+        (Agreement(), 0.010, float("nan"), True),
         (Agreement(), 0.0, 0.1, False),  # a network that is its own reference
     ],
 )
 def test_a_fall_is_more_than_noise(task, was, now, falls):
     rows = [{f"validation_{task.main}": value} for value in (was, now)]
     assert is_fall(*rows, task, TrainHooks().largest_fall) == falls
-    said = describe_fall(*rows, task, 0.1, "more", kept=False)
+    said = describe_fall(*rows, task, 0.1, "more", undone=False)
     assert f"was {was:.4f} before the training and is {now:.4f} now; " in said
 
 
