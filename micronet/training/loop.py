@@ -20,12 +20,12 @@ from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, StoppedError, count
-from micronet.evaluation.accuracy import check_scores, evaluating, predictor
+from micronet.evaluation.accuracy import check_scores, evaluating
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
-from micronet.training.distillation import Teacher, load_teacher, teacher_hash
+from micronet.training.distillation import Teacher, load_teacher, reference_of, teacher_hash
 from micronet.training.fall import can_be_undone, describe_fall, is_fall
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
@@ -257,7 +257,7 @@ def fit_artifact(
         "teacher": teacher_hash(config, context),
     }
     if teacher is not None and data.task.needs_reference:
-        data, teacher = data.with_reference(predictor(teacher.model)), None
+        data, teacher = data.with_reference(reference_of(teacher, data, config)), None
     warns = bool(artifact.history) and hooks.largest_fall < math.inf
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher, warns).fit()
     metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
