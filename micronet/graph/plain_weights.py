@@ -15,13 +15,14 @@ from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
 
+Purpose = Literal["running", "pruning", "training"]  # as of ``Stage.plain_weights``, which must not import torch
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
 PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
 def with_plain_weights(
-    model: nn.Module, example: Example, purpose: Literal["running", "pruning", "training"] = "running"
+    model: nn.Module, example: Example, purpose: Purpose = "running"
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network that stores the weights which the given one computes, and what to put in the stage's record.
 
@@ -39,28 +40,12 @@ def with_plain_weights(
     if purpose != "training" and any(map(is_computed, model.modules())):
         model = copy_model(model)
         names = make_plain(model)
-    result: dict[str, Any] = {}
     graph = trace(model, example) if _may_store_weights(model) else None
-    own = dict(model.named_parameters(remove_duplicate=False))
-    sources = set() if graph is None else {id(own[name]) for name in _sources(graph, model) if name in own}
-    if graph is not None and purpose == "training" and any(map(computes_more, graph.fx.nodes)):
-        graph = None
-    for products in (True, False)[: 1 if purpose == "training" else 2]:  # without, where one does not suit a layer
-        if graph is None:
-            break
-        weights: dict[str, nn.Parameter] = {}
-        plain = _with_stored_weights(model, graph.recorded, weights, products=products)
-        read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
-        taken = [name for name in weights if name in read]
-        if not (taken or plain.products):
-            break
-        if purpose != "running" and not {id(tensor) for tensor in plain.model.parameters()}.isdisjoint(sources):
-            continue
-        if computes_same(model, plain.model, as_inputs(model, example)):
-            model, names = plain.model, [*names, *taken]
-            result = {STORED: graph.recorded or [], PRODUCTS: products}
-            break
-    return model, {COMPUTED: names, **result} if names or result else {}
+    stored = None if graph is None else _store_weights(graph, model, example, purpose)
+    if stored is None:
+        return model, {COMPUTED: names} if names else {}
+    network, more, how = stored
+    return network, {COMPUTED: [*names, *more], **how}
 
 
 def _may_store_weights(model: nn.Module) -> bool:
@@ -68,13 +53,30 @@ def _may_store_weights(model: nn.Module) -> bool:
     graph = trace(model)
     if graph is None:
         return may_compute_weights(model)
-    return make_layers(graph.fx, model) or bool(_sources(graph, model))
+    return make_layers(graph.fx, model) or any(map(computed_from, graph.fx.nodes))
 
 
-def _sources(graph: Graph, model: nn.Module) -> set[str]:
-    """Return the tensors that the weights of a graph's layers, products included, are computed from."""
+def _store_weights(
+    graph: Graph, model: nn.Module, example: Example, purpose: Purpose
+) -> tuple[nn.Module, list[str], dict[str, Any]] | None:
+    """Return a network with stored weights, their names, and how it was made; None where the given one has to stay."""
     make_layers(graph.fx, model)
-    return {name for node in graph.fx.nodes for name in computed_from(node)}
+    if purpose == "training" and any(map(computes_more, graph.fx.nodes)):
+        return None
+    own = dict(model.named_parameters(remove_duplicate=False))
+    sources = {id(own[name]) for node in graph.fx.nodes for name in computed_from(node) if name in own}
+    for products in (True,) if purpose == "training" else (True, False):  # False: where a product suits no layer
+        weights: dict[str, nn.Parameter] = {}
+        plain = _with_stored_weights(model, graph.recorded, weights, products=products)
+        read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
+        taken = [name for name in weights if name in read]
+        if not (taken or plain.products):
+            return None
+        if purpose != "running" and not sources.isdisjoint(map(id, plain.model.parameters())):
+            continue  # some would no longer be tied
+        if computes_same(model, plain.model, as_inputs(model, example)):
+            return plain.model, taken, {STORED: graph.recorded or [], PRODUCTS: products}
+    return None
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:

@@ -46,8 +46,6 @@ from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.agreement import decibels
 
-LISTED = 8
-
 
 def quantize_file(stage: Any, context: Context) -> Outcome:
     """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""

@@ -13,11 +13,8 @@ from torch.nn import functional as F
 from micronet.artifact.artifact import Artifact, load, weights_hash
 from micronet.artifact.header import read_header
 from micronet.core.files import file_hash
-from micronet.data.batches import eval_batches
-from micronet.data.dataset import Dataset, DataSpec
-from micronet.errors import MicronetError, first_line
-from micronet.evaluation.accuracy import predictor, run_batch
-from micronet.evaluation.network import Predictor
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
 from micronet.models.device import inference_format
 from micronet.models.modes import copy_model
@@ -111,14 +108,3 @@ def _open(path: Path, student: Artifact, context: RunContext) -> Artifact:
             "automatically; add --trust-code to run the code recorded in its file"
         )
     return load(path, trust_code=True)
-
-
-def reference_of(teacher: Teacher, data: Dataset, config: TrainConfig) -> Predictor:
-    """Return what predicts as the teacher; raise MicronetError if that does not take the data's inputs."""
-    predict = predictor(teacher.model)
-    inputs, _ = next(eval_batches(data.train, data.spec, batch_size=1))
-    try:
-        run_batch(predict, inputs)
-    except Exception as error:  # a user's forward may raise anything
-        raise MicronetError(f"--distill {config.distill} does not take these inputs: {first_line(error)}") from error
-    return predict

@@ -20,12 +20,12 @@ from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, StoppedError, count
-from micronet.evaluation.accuracy import check_scores, evaluating
+from micronet.evaluation.accuracy import check_scores, evaluating, predictor
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
-from micronet.training.distillation import Teacher, load_teacher, reference_of, teacher_hash
+from micronet.training.distillation import Teacher, load_teacher, teacher_hash
 from micronet.training.fall import can_be_undone, describe_fall, is_fall
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
@@ -229,14 +229,14 @@ class Trainer:
         )
 
 
-def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None) -> None:
+def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None, name: str = "the network") -> None:
     """Raise MicronetError if a model does not return what the task expects for a validation image or sample.
 
-    ``size``: the height and width in pixels that the image is scaled to; None: its own.
+    ``size``: the height and width in pixels that the image is scaled to; None: its own. ``name``: what errors call it.
     """
     inputs, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size or data.image_height))
     with evaluating(model) as predict:
-        check_scores(predict, inputs, data.spec, task=data.task)
+        check_scores(predict, inputs, data.spec, name, data.task)
 
 
 def fit_artifact(
@@ -257,7 +257,8 @@ def fit_artifact(
         "teacher": teacher_hash(config, context),
     }
     if teacher is not None and data.task.needs_reference:
-        data, teacher = data.with_reference(reference_of(teacher, data, config)), None
+        check_model_fits(teacher.model, data, name=f"--distill {config.distill}")
+        data, teacher = data.with_reference(predictor(teacher.model)), None
     warns = bool(artifact.history) and hooks.largest_fall < math.inf
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher, warns).fit()
     metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
