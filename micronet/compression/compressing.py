@@ -12,9 +12,10 @@ from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
 from micronet.compression.judge import DataJudge, quality
-from micronet.compression.keys import check_scale, open_notes
+from micronet.compression.keys import open_notes
 from micronet.compression.layers import Layer, find_layers
 from micronet.compression.narrowing import POINTS, UNIFORM, Cuts, Narrowing, uniform_name
+from micronet.compression.original import measure_original
 from micronet.compression.outline import outline
 from micronet.compression.plan import Basis, Plan
 from micronet.compression.point import Point
@@ -152,11 +153,9 @@ class Compressing:
         if isinstance(judge, DataJudge) and judge.metric is not None:
             with eval_mode(self.model):
                 judge.check_metric(predictor(self.model))  # type: ignore[arg-type]  # it only runs
-        whole = workshop.confirm("float", Plan())
-        workshop.check_budget(self.settings.budget)
+        whole = measure_original(workshop, self.settings)
         if self.goal.quantity == "macs" and whole.macs is None:
             raise MicronetError("the multiply-accumulates of this network cannot be counted; use --target-latency")
-        check_scale(self.settings.metric, whole)
         if self.goal.is_met_by(1.0):
             self.progress.line("the original meets the target already")
         try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)

@@ -10,8 +10,9 @@ from micronet.compression.compressing import TIMING_SHARE
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.file_layers import file_noise, find_file_layers
 from micronet.compression.judge import DataJudge, FeedJudge, Judge
-from micronet.compression.keys import check_scale, open_notes
-from micronet.compression.plan import Basis, Plan
+from micronet.compression.keys import open_notes
+from micronet.compression.original import measure_original
+from micronet.compression.plan import Basis
 from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import conclude
@@ -100,8 +101,7 @@ class CompressingFile:
             seconds = TIMING_SHARE * self.settings.budget_seconds
             table = CostTable.open(workshop.deployment, workshop.folder, seconds, workshop.progress)
         prediction = Prediction(self.goal.quantity, layers, {}, table)
-        check_scale(self.settings.metric, workshop.confirm("float", Plan()))
-        workshop.check_budget(self.settings.budget)
+        measure_original(workshop, self.settings)
         try_bits(workshop, prediction, self.goal.max_drop, self._alone)
 
         def describe(point: Point) -> list[str]:

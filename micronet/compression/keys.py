@@ -5,25 +5,14 @@ from typing import Any
 
 from micronet.compression.costs import Deployment
 from micronet.compression.notes import Notes
-from micronet.compression.point import Point
 from micronet.compression.stage import Compress
 from micronet.core.config import flatten
 from micronet.core.machine import version
-from micronet.errors import MicronetError
 from micronet.recipe.plan import files_named
 from micronet.recipe.run import stage_key
 
 NOT_KEYED = ("output", "force", "json", "quiet", "dry_run")
 GOALS = ("budget", "max_drop", "minimize", "target_latency", "target_size", "target_macs", "no_training")
-
-
-def check_scale(metric: str | None, whole: Point) -> None:
-    """Raise MicronetError if a metric was named that exceeds 1, since drops are given in hundredths."""
-    if metric is not None and whole.quality > 1:
-        raise MicronetError(
-            f"--metric {metric} is {whole.quality:.4g} for the original; --max-drop is in hundredths, so choose a "
-            "metric that is at most 1, or one of which less is better"
-        )
 
 
 def open_notes(settings: Compress, deployment: Deployment, data: dict[str, Any], weights: str = "") -> Notes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.goal import Goal
-from micronet.compression.judge import DataJudge, quality
+from micronet.compression.judge import DataJudge, Judge, quality
 from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front, spell_drop
 from micronet.compression.stage import STEM
@@ -47,7 +47,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     lost = quality(judge, before) - quality(judge, tested)
     errors = describe_errors(workshop.points)
     words = [
-        *(describe_chance(before.get("accuracy"), judge.data) if isinstance(judge, DataJudge) else []),
+        *_describe_chance(judge, before),
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, judge.metric or judge.task.main),
         f"chosen: {point.name}, a drop of {spell_drop(point)} on {count(judge.samples, f'validation {judge.noun}')}",
         *describe_unsure(workshop.points, goal),
@@ -68,6 +68,14 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
         "candidates": candidates(workshop, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
         "tested_on": judge.tested_on,
     }  # fmt: skip
+
+
+def _describe_chance(judge: Judge, metrics: dict[str, float]) -> list[str]:
+    """Return a warning if the original's metrics on the test data are those of chance."""
+    if not isinstance(judge, DataJudge):
+        return []
+    data = judge.data
+    return describe_chance(metrics.get("accuracy"), len(data.classes or []), len(data.test), "test")
 
 
 def _describe_bits(workshop: Workshop, chosen: Point) -> list[str]:

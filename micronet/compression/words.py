@@ -4,16 +4,14 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from micronet.compression.goal import SAME_SIZE, UNITS, Goal
 from micronet.compression.point import TOLERANCE, Point, spell_drop
+from micronet.core.machine import usable_cores
 from micronet.core.timing import NOISE
 from micronet.errors import count, listed
 from micronet.quantization.config import INTEGER_BITS
-
-if TYPE_CHECKING:
-    from micronet.data.dataset import Dataset
 
 LISTED = 4
 ERRORS = 2  # standard errors by which an accuracy must exceed that of chance
@@ -91,16 +89,26 @@ def describe_int8(int8: Point, original: Point) -> str:
     return f"weights stay float: int8 alone has {' and '.join(shares)}, and a drop of {spell_drop(int8)}"
 
 
-def describe_chance(accuracy: float | None, data: "Dataset") -> list[str]:
-    """Return a warning if the original's test accuracy is that of chance, errors of sampling apart."""
-    classes = data.classes or []
-    if accuracy is None or len(classes) < 2:
-        return []
-    chance = 1 / len(classes)
-    if accuracy > chance + ERRORS * math.sqrt(chance * (1 - chance) / len(data.test)):
+def describe_threads(threads: int) -> list[str]:
+    """Return a warning if the runtime is to use more threads than there are cores."""
+    cores = usable_cores()
+    if threads <= cores:
         return []
     return [
-        f"warning: the original's test accuracy is {accuracy:.1%} for {len(classes)} classes, as by chance, so that "
+        f"warning: --threads {threads} is more than the {count(cores, 'usable core')} of this machine, so the "
+        "latencies say little of one that has them"
+    ]
+
+
+def describe_chance(accuracy: float | None, classes: int, samples: int, split: str) -> list[str]:
+    """Return a warning if the original's accuracy on a split is that of chance, errors of sampling apart."""
+    if accuracy is None or classes < 2:
+        return []
+    chance = 1 / classes
+    if accuracy > chance + ERRORS * math.sqrt(chance * (1 - chance) / samples):
+        return []
+    return [
+        f"warning: the original's {split} accuracy is {accuracy:.1%} for {classes} classes, as by chance, so that "
         "the drops say nothing; train it first, or check the data and the order of the classes"
     ]
 

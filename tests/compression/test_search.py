@@ -29,6 +29,7 @@ from micronet.compression.words import (
     describe_int8,
     describe_losses,
     describe_test,
+    describe_threads,
     describe_unsure,
 )
 from micronet.compression.workshop import _is_the_plans
@@ -221,9 +222,13 @@ def test_sizes_that_are_nearly_equal_leave_the_choice_to_the_drop():
 
 
 def test_an_original_that_is_no_better_than_chance_is_said():
-    data = SimpleNamespace(classes=["cat", "dog"], test=range(100))
-    assert "test accuracy is 55.0% for 2 classes, as by chance" in describe_chance(0.55, data)[0]
-    assert describe_chance(0.65, data) == describe_chance(None, data) == []
+    assert "test accuracy is 55.0% for 2 classes, as by chance" in describe_chance(0.55, 2, 100, "test")[0]
+    assert describe_chance(0.65, 2, 100, "test") == describe_chance(None, 2, 100, "test") == []
+
+
+def test_more_threads_than_cores_are_said():
+    assert "--threads 4096 is more than the" in describe_threads(4096)[0]
+    assert describe_threads(1) == []
 
 
 def test_words_name_what_stays_float_and_what_gets_worse():
