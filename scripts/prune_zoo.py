@@ -192,7 +192,7 @@ def prune_one(name: str, asked: argparse.Namespace, folder: Path) -> tuple[str, 
     config = PruneConfig(0.5, regular=asked.regular, criterion="l2", scope="layer")
     pruned, record, plan = prune_model(model, config, images)
     seconds = time.process_time() - start
-    whole = transformer.split_attentions(model, record.result.get("attention", []))
+    whole = transformer.split_layers(model, record.result.get("attention", []))
     error = difference(mask(whole, pruned), pruned, images)
     lacking = backward(pruned, images)
     lacking = sorted(set(lacking) - set(backward(model, images))) if lacking else []

@@ -15,8 +15,12 @@ def show_search(summary: dict[str, Any]) -> None:
         return
     heads, *rows = table(summary["candidates"], summary["chosen"]["name"])
     print_table(heads, rows)
+    left_out = summary["left_out"]
     for line in summary["words"]:
-        print_line(line)
+        if line not in left_out or len(left_out) == 1:
+            print_line(line)
+    if len(left_out) > 1:  # the search said each
+        print_line("no time for some candidates, which front.json names; a larger --budget would give it")
     before = summary["test_of_original"]
     figures = [
         f"{metric_label(name)} {value_text(name, value)} (original {value_text(name, before[name])})"

@@ -8,11 +8,12 @@ from micronet.compression.plan import Plan
 from micronet.compression.point import TOLERANCE
 from micronet.compression.prediction import Prediction, slower_in_integers
 from micronet.compression.search import Walk, spread
-from micronet.compression.words import Alone
+from micronet.compression.words import Alone, Times
 from micronet.compression.workshop import Workshop
 from micronet.errors import count
 
 EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
+SLOW = {"slow": False, "slow alone": True}  # layers that are slower in integers -> whether between float layers
 FEW = 4  # bits of weights, for files that store them so
 SHARES = (1.0, 0.75, 0.5)  # of what 4 bits can save: candidates of the walk over layers
 STORES_FEW = ("onnxruntime", "packed")
@@ -31,8 +32,7 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
     workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
     if prediction.table is not None:
         tried = [tuple[str, ...]()]
-        for between_floats in (False, True):
-            kind = "slow alone" if between_floats else "slow"
+        for kind, between_floats in SLOW.items():
             floats = _nameable(workshop.notes.decide(f"{kind} layers", partial(_slow, prediction, between_floats)))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
@@ -45,6 +45,15 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
     for point in workshop.points:
         if not point.failed:
             prediction.fit(point.plan, point.value(prediction.quantity))
+
+
+def slow_times(workshop: Workshop, prediction: Prediction, plan: Plan) -> Times:
+    """Return the milliseconds of a plan's float layers, in float and in integers, if they are float to be faster."""
+    for kind, between_floats in SLOW.items():
+        noted = workshop.notes.found.get(f"{kind} layers")
+        if noted is not None and plan.floats == _nameable(noted["value"]):
+            return prediction.times(plan, alone=between_floats)
+    return {}
 
 
 def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[], Alone]) -> None:

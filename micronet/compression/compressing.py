@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from micronet.artifact.artifact import save, weights_hash
-from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few_bits, try_learned_rounding
+from micronet.compression.bits import FEW, SHARES, STORES_FEW, slow_times, try_bits, try_few_bits, try_learned_rounding
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
 from micronet.compression.judge import DataJudge, quality
@@ -24,7 +24,7 @@ from micronet.compression.result import conclude
 from micronet.compression.rounds import Rounds, epoch_seconds
 from micronet.compression.sensitivities import bits_noise, noise_of, rounding_seconds
 from micronet.compression.stage import Compress
-from micronet.compression.words import describe_choice
+from micronet.compression.words import describe_choice, describe_limit
 from micronet.compression.workshop import Workshop
 from micronet.core.config import flatten
 from micronet.core.timing import NOISE
@@ -33,6 +33,7 @@ from micronet.data.memory import MemoryData
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import predictor
 from micronet.graph.ops import BATCH_NORMS
+from micronet.graph.plain_weights import with_plain_weights
 from micronet.models.device import Inputs, pick_device
 from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
@@ -62,11 +63,9 @@ class Compressing:
         spec = DataSpec.from_json(self.artifact.data)
         if self.settings.data.data is None and spec.name is None:
             raise MicronetError("the artifact does not record a data set; specify one with --data")
-        if self.artifact.history and self.settings.data.limit not in (None, spec.limit):
-            self.progress.line(
-                "warning: --limit is not that of the training, so some validation images may be ones that the network "
-                "was trained on, and drops too large or too small"
-            )
+        stages = [record.stage for record in self.artifact.history]
+        for line in describe_limit(self.settings.data.limit, spec.limit, stages):
+            self.progress.line(line)
         opened = open_data(self.settings.data, self.artifact, self.settings.seed)
         return opened.with_reference(reference_of(copy_model(self.model)))
 
@@ -74,6 +73,11 @@ class Compressing:
     def model(self) -> nn.Module:
         """The original network."""
         return self.artifact.model
+
+    @cached_property
+    def plain(self) -> nn.Module:
+        """The original network with its layers as ``prune`` and ``quantize`` see them: with their weights stored."""
+        return with_plain_weights(self.model, self.example, "pruning")[0]
 
     @cached_property
     def example(self) -> Any:
@@ -88,12 +92,12 @@ class Compressing:
     @cached_property
     def groups(self) -> Groups:
         """The groups of channels that may be cut; empty, with the reason, if none can be."""
-        return Groups.find(self.model, self.example)
+        return Groups.find(self.plain, self.example)
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
         """The network's layers."""
-        return find_layers(self.model, self.example, self.groups.channels)
+        return find_layers(self.plain, self.example, self.groups.channels)
 
     @cached_property
     def workshop(self) -> Workshop:
@@ -130,8 +134,8 @@ class Compressing:
         return Basis(
             original, options, first, self.settings.runtime, self.groups.multiple,
             teaches=task.has_classes or task.needs_reference,
-            has_norms=any(isinstance(module, BATCH_NORMS) for module in self.model.modules()),
-            folds_norms=can_fold(self.model, self.example),
+            has_norms=any(isinstance(module, BATCH_NORMS) for module in self.plain.modules()),
+            folds_norms=can_fold(self.plain, self.example),
         )  # fmt: skip
 
     @cached_property
@@ -145,6 +149,7 @@ class Compressing:
 
     def run(self) -> Outcome:
         """Search within the budget; return the chosen network and what was found."""
+        Deployment(self.settings.runtime).check(self.settings.artifact)
         if self.settings.dry_run:
             walk = f"{len(POINTS)} plans of a walk that cuts the channels that save most for what they lose"
             names = [walk, *map(uniform_name, UNIFORM)] if self.groups.widths else []
@@ -162,7 +167,7 @@ class Compressing:
         if SHARES and self.goal.quantity == "size" and self.settings.runtime in STORES_FEW:
             try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
         if not isinstance(self.batches[0], Inputs) or len(self.batches[0]) == 1:
-            try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.model, self.batches))
+            try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.plain, self.batches))
         rounds = self._rounds()
         self._prune(rounds)
         return self._finish()
@@ -180,7 +185,7 @@ class Compressing:
         """Return what each layer costs if it alone has few bits."""
 
         def measure() -> dict[str, dict[str, float]]:
-            return bits_noise(self.model, self.batches, bits, self._quality, self.workshop.progress)
+            return bits_noise(self.plain, self.batches, bits, self._quality, self.workshop.progress)
 
         found: dict[str, dict[str, float]] = self.workshop.notes.once(f"layers with {bits} bits", measure)
         return found
@@ -233,7 +238,7 @@ class Compressing:
 
     def _cuts(self) -> Cuts:
         """Return the noise of cutting shares of each group alone."""
-        noise = noise_of(self.model, self.batches)
+        noise = noise_of(self.plain, self.batches)
         found: Cuts = self.workshop.notes.once("groups cut", lambda: self.groups.noise(noise, self.workshop.progress))
         return found
 
@@ -241,7 +246,8 @@ class Compressing:
         """Choose, test the chosen network, write everything and return the summary."""
 
         def describe(point: Point) -> list[str]:
-            return describe_choice(point, self.groups.named(), self._known_alone(), self.prediction.times(point.plan))
+            times = slow_times(self.workshop, self.prediction, point.plan)
+            return describe_choice(point, self.groups.named(), self._known_alone(), times)
 
         summary = conclude(self.workshop, self.goal, describe)
         return Outcome(self._product(Path(summary["files"]["network"])), summary)

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from micronet.compression.bits import EXCEPTIONS, try_bits
+from micronet.compression.bits import EXCEPTIONS, slow_times, try_bits
 from micronet.compression.compressing import TIMING_SHARE
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.file_layers import file_noise, find_file_layers
@@ -106,7 +106,7 @@ class CompressingFile:
 
         def describe(point: Point) -> list[str]:
             known = {INTEGER_BITS: self._alone()} if "layers in integers" in workshop.notes.found else {}
-            return describe_choice(point, [], known, prediction.times(point.plan))
+            return describe_choice(point, [], known, slow_times(workshop, prediction, point.plan))
 
         summary = conclude(workshop, self.goal, describe)
         return Outcome(read_onnx(Path(summary["files"]["deployed"])), summary)

@@ -52,6 +52,13 @@ class Deployment:
         onnx_runtime = "openvino" if self.runtime == "openvino" else None
         return RuntimeOptions(runtime=onnx_runtime, threads=self.threads, device=self.device)
 
+    def check(self, path: Path) -> None:
+        """Raise FailedError, which calls the network ``path``, if this machine has no GPU that the runtime needs."""
+        if self.runtime == "tensorrt":
+            from micronet.runtimes.tensorrt.library import open_gpu
+
+            open_gpu(0, path)
+
     @property
     def computes_in_one_thread(self) -> bool:
         """Whether a call's work is the CPU time of this process."""

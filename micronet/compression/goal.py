@@ -3,12 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micronet.compression.point import Point, Quantity, spell_drop
+from micronet.compression.point import Point, Quantity, spell_drop, spell_enough
 from micronet.core.config import flag
 from micronet.core.timing import NOISE
 
 SAME_SIZE = 1.02  # sizes this close are alike: a file records how often its network was trained, for instance
 UNITS = {"latency": "latency", "size": "size", "macs": "multiply-accumulates"}
+BEST = {
+    "latency": "the fastest candidate",
+    "size": "the smallest candidate",
+    "macs": "the candidate with the fewest multiply-accumulates",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Goal:
         least = min(alike, key=lambda point: (point.drop, point.size_bytes))
         if self.target is None:
             return Choice(least)
-        return Choice(least, self._miss(made, whole, least))
+        return Choice(least, self._miss(made, whole, min(within, key=self.value)))
 
     def value(self, point: Point) -> float:
         """Return the quantity of a candidate; infinity if it is not known."""
@@ -64,18 +69,18 @@ class Goal:
 
     def _miss(self, made: Sequence[Point], whole: float, least: Point) -> str:
         """Say that the target is not met, and what would have to give."""
-        noun, name = UNITS[self.quantity], flag(f"target_{self.quantity}")
+        best, name = BEST[self.quantity], flag(f"target_{self.quantity}")
         said = (
-            f"{name} {self.target:g} is not met: within {100 * self.max_drop:g} points, the least {noun} is "
-            f"{self.value(least) / whole:.3g} of the original's ({least.name})"
+            f"{name} {self.target:g} is not met: {best} within --max-drop {100 * self.max_drop:g} is {least.name}, "
+            f"with {self.value(least) / whole:.3g} of the original's {UNITS[self.quantity]}"
         )
         small = [point for point in made if self.is_met_by(self.value(point) / whole)]
         if small:
-            best = min(small, key=lambda point: point.worst_drop)
-            raised = f"{100 * best.worst_drop:.2f}" if best.drop_error else "that"
-            return f"{said}; {best.name} meets it with a drop of {spell_drop(best)}: raise --max-drop to {raised}"
-        smallest = min(made, key=self.value)
-        return (
-            f"{said}; the smallest candidate has {self.value(smallest) / whole:.3g} of it, with a drop of "
-            f"{100 * smallest.drop:.2f} points: raise {name}, or --max-drop and --budget"
-        )
+            least_drop = min(small, key=lambda point: point.worst_drop)
+            drop, enough = spell_drop(least_drop), spell_enough(least_drop)
+            return f"{said}; {least_drop.name} meets it with a drop of {drop}: raise --max-drop to {enough}"
+        other = min(made, key=self.value)
+        if not other.surely_keeps(self.max_drop):
+            drop = spell_drop(other)
+            said += f"; {best} of all is {other.name}, with {self.value(other) / whole:.3g} and a drop of {drop}"
+        return f"{said}; raise {name}, or --max-drop and --budget"

@@ -19,7 +19,6 @@ from micronet.onnx.feeds import Feed
 from micronet.tasks.agreement import Agreement, Similarity
 from micronet.tasks.task import Meter, Task
 
-LESS_IS_BETTER = ("loss", "error")  # the ends of metrics' names
 PARTS, MOST_IN_PART = 16, 64  # validation samples are split into at least 16 parts of at most 64
 Report = Callable[[int, int], None]  # how many of all samples are done
 Metrics = dict[str, float]
@@ -192,7 +191,7 @@ def quality(judge: Judge, metrics: dict[str, float]) -> float:
         return judge.task.quality(metrics)
     if name not in metrics:
         raise unknown("metric", name, metrics)
-    return -metrics[name] if name.endswith(LESS_IS_BETTER) else metrics[name]
+    return metrics[name] if judge.task.prefers_more(name) else -metrics[name]
 
 
 def quality_of_part(judge: Judge, metrics: dict[str, float]) -> float | None:

@@ -4,7 +4,7 @@ from micronet.compression.judge import DataJudge
 from micronet.compression.plan import Plan
 from micronet.compression.point import Point
 from micronet.compression.stage import Compress
-from micronet.compression.words import describe_chance, describe_threads
+from micronet.compression.words import describe_chance
 from micronet.compression.workshop import Workshop
 from micronet.errors import MicronetError
 
@@ -14,10 +14,11 @@ def measure_original(workshop: Workshop, settings: Compress) -> Point:
 
     Raises MicronetError if the budget is too short for it, or if drops of the metric are not counted in hundredths.
     """
-    warnings = describe_threads(settings.threads) if workshop.timed else []
-    for line in warnings:
-        workshop.progress.line(line)
-    original, judge = workshop.confirm("float", Plan()), workshop.judge
+    judge = workshop.judge
+    if judge.metric is not None and judge.metric != judge.task.main:
+        better = "more" if judge.task.prefers_more(judge.metric) else "less"
+        workshop.progress.line(f"--metric {judge.metric}: {better} is better")
+    original = workshop.confirm("float", Plan())
     workshop.check_budget(settings.budget)
     if judge.metric is not None and original.quality > 1:
         raise MicronetError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from micronet.compression.bits import FEW, STORES_FEW
 from micronet.compression.rounds import epoch_seconds, most_epochs
 from micronet.compression.sensitivities import noise_of
+from micronet.compression.words import describe_resolution
 from micronet.core.config import flag
 from micronet.errors import count
 from micronet.models.device import pick_device
@@ -41,6 +42,8 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         + (f" ({groups.why})" if groups.why else ""),
         _quantized(settings),
     ]
+    metric, noun = settings.metric or data.task.main, data.validation.noun
+    lines += describe_resolution(settings.goal.max_drop, noun, len(data.validation), metric)
     seconds = 3 * candidate
     if names:
         lines.append(f"narrower: {', '.join(names)}")

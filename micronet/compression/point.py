@@ -20,6 +20,7 @@ class Point:
         plan: The plan.
         drop: Of the metric on the validation data, 0..1 of it, relative to the original.
         drop_error: The standard error of the drop, if it is known.
+        resolution: The drop that one sample makes, if the metric is a share of samples: no smaller error is shown.
         quality: The metric itself, negated if less is better.
         latency_ms: Measured in the runtime; None if nothing is timed.
         predicted_ms: Predicted before it was measured.
@@ -33,6 +34,7 @@ class Point:
     plan: Plan
     drop: float = 0.0
     drop_error: float | None = None
+    resolution: float = 0.0
     quality: float = 0.0
     latency_ms: float | None = None
     predicted_ms: float | None = None
@@ -66,8 +68,17 @@ class Point:
 
 def spell_drop(point: Point) -> str:
     """Return a drop in words, with its standard error if it is known."""
-    error = "" if point.drop_error is None else f" ± {100 * point.drop_error:.2f}"
-    return f"{100 * point.drop:.2f}{error} points"
+    return f"{100 * point.drop:.2f}{spell_error(point.drop_error, point.resolution)} points"
+
+
+def spell_error(error: float | None, resolution: float) -> str:
+    """Return the standard error of a drop in words, at least that of one sample that differs; "" if it is not known."""
+    return "" if error is None else f" ± {100 * max(error, resolution):.2f}"
+
+
+def spell_enough(point: Point) -> str:
+    """Return the least ``--max-drop`` that a candidate surely keeps, in points."""
+    return f"{math.ceil(1e4 * point.worst_drop - 1e-6) / 100:g}"
 
 
 def front(points: Sequence[Point], quantity: Quantity) -> list[Point]:

@@ -82,12 +82,15 @@ class Prediction:
         keys = {(shape, self._form(name, plan)): None for plan in plans for name, shape in self._shapes(plan).items()}
         return list(keys)
 
-    def times(self, plan: Plan) -> dict[str, tuple[float | None, float | None]]:
-        """Return the milliseconds between integers of layers that stay float, in float and in integers, if measured."""
+    def times(self, plan: Plan, *, alone: bool) -> dict[str, tuple[float | None, float | None]]:
+        """Return the milliseconds of the layers that stay float, in float and in integers, if measured.
+
+        ``alone``: in integers between float layers; see ``slower_in_integers``.
+        """
         if self.table is None:
             return {}
         shapes = {name: self.layers[name].shape for name in plan.floats if name in self.layers}
-        floats, integers = INTEGERS
+        floats, integers = FLOATS if alone else INTEGERS
         return {name: (self.table.ms(shape, floats), self.table.ms(shape, integers)) for name, shape in shapes.items()}
 
     def _shapes(self, plan: Plan) -> dict[str, Shape]:

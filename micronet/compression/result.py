@@ -66,7 +66,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     return {
         "chosen": point.to_json(), **about, "files": places, "names": [Path(each).name for each in places.values()],
         "candidates": candidates(workshop, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
-        "tested_on": judge.tested_on,
+        "tested_on": judge.tested_on, "left_out": workshop.left_out,
     }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from micronet.data.dataset import Dataset
 from micronet.models.device import memory_format, place_inputs
 from micronet.models.modes import copy_model
 from micronet.tasks.task import outputs_of
+from micronet.training.fits import prepare_training
 
 MOST_EPOCHS = (2, 4, 8)  # of each round; on small data, as many as it takes to train on MOST_SAMPLES samples
 MOST_SAMPLES = (3000, 6000, 12000)
@@ -154,7 +155,9 @@ def epoch_seconds(model: torch.nn.Module, data: Dataset, device: torch.device) -
 
     The first training shows how long it really takes.
     """
-    trial = copy_model(model).to(device).to(memory_format=memory_format(model)).train()
+    trial = copy_model(model)
+    prepare_training(trial, data, device)
+    trial.train()
     batch = next(iter(data.referenced(eval_batches(data.validation, data.spec, BATCH))))
     given, targets = tree_map_only(torch.Tensor, lambda x: x.to(device), batch)
     samples, least = min(BATCH, len(data.validation)), float("inf")

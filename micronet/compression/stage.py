@@ -145,6 +145,10 @@ class Compress(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Search, and write the chosen network, its recipe and the front."""
+        from micronet.compression.words import describe_threads
+
+        for line in [] if self.timing.skip_timing else describe_threads(self.threads):
+            context.progress.line(line)
         if self.artifact.suffix == ".onnx":
             from micronet.compression.compressing_file import CompressingFile
 

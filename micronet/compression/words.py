@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from micronet.compression.goal import SAME_SIZE, UNITS, Goal
-from micronet.compression.point import TOLERANCE, Point, spell_drop
+from micronet.compression.point import TOLERANCE, Point, spell_drop, spell_enough, spell_error
 from micronet.core.machine import usable_cores
 from micronet.core.timing import NOISE
 from micronet.errors import count, listed
@@ -16,6 +16,7 @@ from micronet.quantization.config import INTEGER_BITS
 LISTED = 4
 ERRORS = 2  # standard errors by which an accuracy must exceed that of chance
 SHARES_OF_SAMPLES = ("accuracy",)
+Times = Mapping[str, tuple[float | None, float | None]]  # layer -> milliseconds in float and in integers
 Alone = Mapping[str, Mapping[str, float]]  # layer -> the noise and the drop if it alone is quantized
 
 
@@ -23,7 +24,7 @@ def describe_choice(
     point: Point,
     groups: Sequence[tuple[str, int]],
     alone: Mapping[int, Alone],
-    times: Mapping[str, tuple[float | None, float | None]],
+    times: Times,
 ) -> list[str]:
     """Return lines on what the chosen candidate gave up.
 
@@ -31,7 +32,7 @@ def describe_choice(
         point: The candidate.
         groups: The groups of channels that may be cut: the first layer, and the width before.
         alone: By bits, what each layer costs if it alone has so few (see ``bits_noise``), as far as that was measured.
-        times: Milliseconds of each layer in float and in integers, if they were measured.
+        times: Of each layer that stays float because it is slower in integers.
     """
     plan, lines = point.plan, []
     if not plan.widths and plan.is_float:
@@ -42,30 +43,36 @@ def describe_choice(
         most = listed([f"{name} {old} -> {new}" for name, old, new in cut], LISTED)
         kept = [name for (name, old), new in zip(groups, plan.widths, strict=False) if new == old]
         whole = f"; whole: {listed(kept, LISTED)}" if kept else ""
-        lines.append(f"{len(cut)} of {count(len(groups), 'group')} of channels are narrower: {most}{whole}")
+        are = "is" if len(cut) == 1 else "are"
+        lines.append(f"{len(cut)} of {count(len(groups), 'group')} of channels {are} narrower: {most}{whole}")
     if not plan.is_float:
         how = "trained (QAT)" if plan.trained_bits else "calibrated (PTQ)"
         rounding = ", rounding learned" if plan.learned_rounding else ""
         lines.append(f"weights have {plan.bits} bits, {how}{rounding}")
     lines += [_why_float(name, alone.get(INTEGER_BITS, {}), times) for name in plan.floats[:LISTED]]
-    if len(plan.floats) > LISTED:
-        lines.append(f"{len(plan.floats) - LISTED} more layers stay float")
+    lines += _more(len(plan.floats), "stay", "float")
     few = alone.get(plan.bits, {}) if isinstance(plan.bits, int) else {}
     for name in [name for name in plan.wide if name in few][:LISTED]:
         lines.append(f"{name} keeps 8 bits: alone it costs {100 * few[name]['drop']:.2f} points at {plan.bits}")
-    if len(plan.wide) > LISTED:
-        lines.append(f"{len(plan.wide) - LISTED} more layers keep 8 bits")
-    return lines
+    return lines + _more(len(plan.wide), "keep", "8 bits")
 
 
-def _why_float(name: str, alone: Alone, times: Mapping[str, tuple[float | None, float | None]]) -> str:
+def _more(number: int, verb: str, what: str) -> list[str]:
+    """Return a line on the layers that were not listed, if there are any."""
+    more = number - LISTED
+    return [f"{count(more, 'more layer')} {verb}{'s' if more == 1 else ''} {what}"] if more > 0 else []
+
+
+def _why_float(name: str, alone: Alone, times: Times) -> str:
+    if name in times:
+        floats, integers = times[name]
+        if floats is None or integers is None:
+            return f"{name} stays float: it is slower in integers"
+        return f"{name} stays float: alone it takes {integers:.3f} ms in integers, {floats:.3f} ms in float"
     if name in alone and "drop" in alone[name]:
         return f"{name} stays float: in integers alone it costs {100 * alone[name]['drop']:.2f} points"
     if name in alone:
         return f"{name} stays float: in integers alone it changes the outputs by {alone[name]['error']:.2%}"
-    floats, integers = times.get(name, (None, None))
-    if floats is not None and integers is not None:
-        return f"{name} stays float: alone it takes {integers:.3f} ms in integers, {floats:.3f} ms in float"
     return f"{name} stays float"
 
 
@@ -98,6 +105,21 @@ def describe_threads(threads: int) -> list[str]:
         f"warning: --threads {threads} is more than the {count(cores, 'usable core')} of this machine, so the "
         "latencies say little of one that has them"
     ]
+
+
+def describe_limit(limit: int | None, recorded: int | None, stages: Collection[str]) -> list[str]:
+    """Return a warning if the samples are not those of the training; ``stages``: the network's history."""
+    if limit in (None, recorded) or not set(stages) - {"import"}:
+        return []
+    return [
+        "warning: --limit is not that of the training, so some validation images may be ones that the network was "
+        "trained on, and drops too large or too small"
+    ]
+
+
+def resolution_of(samples: int, metric: str) -> float:
+    """Return the drop that one sample makes, 0..1; 0 if the metric is not a share of samples."""
+    return 1 / samples if metric in SHARES_OF_SAMPLES else 0.0
 
 
 def describe_chance(accuracy: float | None, classes: int, samples: int, split: str) -> list[str]:
@@ -156,7 +178,7 @@ def describe_unsure(points: Sequence[Point], goal: Goal) -> list[str]:
     least = f"{goal.value(point) / goal.value(points[0]):.2f} of the {UNITS[goal.quantity]}"
     return [
         f"{point.name} has {least} and a drop of {spell_drop(point)}, too uncertain for {100 * goal.max_drop:g}; use "
-        f"more validation samples, or --max-drop {math.ceil(1e4 * point.worst_drop - 1e-6) / 100:g}"
+        f"more validation samples, or --max-drop {spell_enough(point)}"
     ]
 
 
@@ -198,7 +220,7 @@ def table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> list[list[str
         size = [f"{each['size_bytes']:,}", f"{each['size_bytes'] / first['size_bytes']:.2f}"]
         macs = "?" if each["macs"] is None else f"{each['macs'] / 1e6:.1f} M"
         mark = "chosen" if each["name"] == chosen else "front" if each["front"] else ""
-        error = "" if each["drop_error"] is None else f" ± {100 * each['drop_error']:.2f}"
+        error = spell_error(each["drop_error"], each["resolution"])
         rows.append([each["name"], f"{100 * each['drop']:+.2f}{error} pt", *times, *size, macs, minutes, mark])
     return rows
 

@@ -14,6 +14,7 @@ from micronet.compression.plan import Basis, Plan, shared_names, to_toml
 from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
 from micronet.compression.reports import Beating, Steps
+from micronet.compression.words import resolution_of
 from micronet.core.files import file_size, write_bytes
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError, StoppedError, first_line, is_out_of_memory
@@ -119,7 +120,8 @@ class Workshop:
             self.original_parts = found["parts"]
         drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
         minutes = self.notes.seconds(noted) / 60
-        point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **figures)
+        resolution = resolution_of(self.judge.samples, self.judge.metric or self.judge.task.main)
+        point = Point(name, plan, drop, resolution=resolution, predicted_ms=predicted, minutes=minutes, **figures)
         if predicted is not None and self.prediction is not None and point.latency_ms:
             self.prediction.compare(plan, point.latency_ms)
         self.points.append(point)

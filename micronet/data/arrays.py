@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource
 from micronet.data.npz import read_npy, read_npz
 from micronet.data.samples import SampleSplit
@@ -24,7 +23,7 @@ LEAST_TO_SPLIT = 8  # fewer samples serve for calibration and for the report ali
 LABELLED = {"x_train", "x_test"}  # the arrays of a data set of labelled images, which data.load opens
 
 
-def open_inputs(place: Path, image_size: ImageSize | None) -> DataSource | None:
+def open_inputs(place: Path) -> DataSource | None:
     """Open inputs without labels; return None if the place is not such a file or folder.
 
     A quarter of the samples, chosen at random, are the test samples.
@@ -41,8 +40,6 @@ def open_inputs(place: Path, image_size: ImageSize | None) -> DataSource | None:
         samples = FileSamples(files)
     else:
         return None
-    if image_size is not None:
-        raise MicronetError(f"--image-size has no effect on the arrays in {place}; drop it")
     whole = SampleSplit(samples, str(place))
     if len(whole) < LEAST_TO_SPLIT:
         return DataSource(
@@ -60,6 +57,8 @@ class ArraySamples:
     def __init__(self, arrays: dict[str, NDArray[Any]], place: Path) -> None:
         sizes = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
         if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+            if sizes and set(sizes.values()) == {0}:
+                raise MicronetError(f"{place} holds no samples; the first axis of each array counts them")
             shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "none"
             raise MicronetError(
                 f"the arrays in {place} must have the same length, the number of samples, along their first axis; got "

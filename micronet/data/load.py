@@ -63,11 +63,12 @@ def load_data(
     size = parse_size(image_size) or like.image_size
     opened = load_task(task, like.task)
     if isinstance(place, MemoryData):
-        if image_size is not None:
-            raise MicronetError("--image-size has no effect on data in memory; drop it")
         source, opened = place.open(opened, like, network, testing=testing)
     else:
         source = opened.open(place, size)
+    if image_size is not None and not source.is_images:
+        where = "data in memory" if isinstance(place, MemoryData) else f"the inputs in {place}"
+        raise MicronetError(f"--image-size has no effect on {where}; drop it")
     if like.classes is not None and source.classes is not None and like.classes != source.classes:
         stray = opened.find_class(place, len(like.classes)) or f"{place} has {_count(source.classes)}"
         raise MicronetError(

@@ -19,7 +19,7 @@ from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.graph.user_lines import error_line
-from micronet.models.device import batch_length, inference_format, place_input
+from micronet.models.device import batch_length, inference_format, is_about_format, place_input, use_contiguous
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
 from micronet.tasks.classification import DEFAULT_TASK, Classification
@@ -61,9 +61,20 @@ def predictor(model: nn.Module) -> Predictor:
     device, layout = next((p.device for p in model.parameters()), torch.device("cpu")), inference_format(model)
 
     @torch.inference_mode()
+    def run(arrays: tuple[NDArray[Any], ...]) -> Any:
+        return outputs_of(model(*(place_input(torch.from_numpy(each), device, layout) for each in arrays)))
+
     def predict(inputs: Any) -> Scores:
+        nonlocal layout
         arrays = inputs if isinstance(inputs, tuple) else (inputs,)
-        outputs = outputs_of(model(*(place_input(torch.from_numpy(each), device, layout) for each in arrays)))
+        try:
+            outputs = run(arrays)
+        except RuntimeError as error:
+            if layout is torch.contiguous_format or not is_about_format(error):
+                raise
+            use_contiguous(model)
+            layout = torch.contiguous_format
+            outputs = run(arrays)
         if isinstance(outputs, Tensor):
             return _array(outputs)
         return [_array(each) for each in outputs]
@@ -72,7 +83,7 @@ def predictor(model: nn.Module) -> Predictor:
 
 
 def _array(output: Tensor) -> NDArray[Any]:
-    found: NDArray[Any] = (output.float() if output.is_floating_point() else output).cpu().numpy()
+    found: NDArray[Any] = (output.float() if output.is_floating_point() else output).cpu().contiguous().numpy()
     return found
 
 

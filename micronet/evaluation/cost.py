@@ -17,13 +17,17 @@ from micronet.models.modes import eval_mode, layers_called
 def count_macs(model: nn.Module, example: Example) -> int:
     """Count the multiply-accumulates of one forward pass in eval mode.
 
-    Counted are all matrix products and convolutions, in modules or functional calls; biases, activations, norms and
-    pools are not. Zero padding and masked attention count in full, as in ``torch.utils.flop_counter``.
+    Counted are all matrix products and convolutions, in modules or functional calls, also torchvision's deformable
+    ones; biases, activations, norms and pools are not. Zero padding and masked attention count in full, as in
+    ``torch.utils.flop_counter``.
 
     A quantized layer counts like its float layer. ``example``: the input, or a tuple of the inputs, of one sample; a
     batch counts as a whole.
     """
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops})
+    formulas: dict[Any, Any] = {torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops}
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):  # torchvision is imported
+        formulas[torch.ops.torchvision.deform_conv2d] = _deform_conv_flops
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with eval_mode(model), _constant_parameters(model), torch.no_grad(), _countable_kernels(), counter:
         model(*as_inputs(model, example))
     return counter.get_total_flops() // 2
@@ -52,3 +56,8 @@ def _countable_kernels() -> Iterator[None]:
 def _rnn_layer_flops(x: list[int], input_weight: list[int], hidden_weight: list[int], *_: Any, **__: Any) -> int:
     """Return the FLOPs of oneDNN's LSTM layer, by shapes; ``x``: (steps, N, features)."""
     return 2 * x[0] * x[1] * (math.prod(input_weight) + math.prod(hidden_weight))
+
+
+def _deform_conv_flops(_x: list[int], weight: list[int], *_: Any, out_shape: list[int], **__: Any) -> int:
+    """Return the FLOPs of a deformable convolution, by shapes; the values between pixels count nothing."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])

@@ -4,16 +4,22 @@ While a forward is traced, each may be an ``Attribute``, which knows where it co
 it changes the attribute with the layers.
 """
 
+import itertools
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.fx.node import map_aggregate
+from torch.utils._pytree import tree_leaves
 
 from micronet.graph.leaves import is_leaf
+
+RESHAPES = {torch.reshape, "reshape", "view"}  # (x, *sizes)
+UNFLATTENS = {torch.unflatten, "unflatten"}  # (x, axis, sizes)
 
 
 class Place(NamedTuple):
@@ -108,6 +114,52 @@ def read_attributes(network: fx.GraphModule) -> None:
         with graph.inserting_before(node):
             node.args, node.kwargs = map_aggregate(node.args, read), map_aggregate(node.kwargs, read)
     network.recompile()
+
+
+def has_sizes(graph: fx.Graph, model: nn.Module) -> bool:
+    """Return True if a network's graph has reshapes with plain numbers as sizes, such as ``x.view(-1, 400)``."""
+    return any(any(map(_is_size, tree_leaves(_sizes(_as_method(node, model))))) for node in graph.nodes)
+
+
+def read_sizes(network: fx.GraphModule) -> None:
+    """Make the plain numbers that a network's reshapes have as sizes attributes of it, and let its code read them."""
+    graph, number = network.graph, itertools.count(1)
+
+    def read(value: Any) -> Any:
+        if not _is_size(value):
+            return value
+        name = next(each for each in (f"size_{n}" for n in number) if not hasattr(network, each))
+        setattr(network, name, value)
+        return graph.create_node("get_attr", name)
+
+    for node in list(graph.nodes):
+        target, args = _as_method(node, network)
+        if sizes := _sizes((target, args)):
+            with graph.inserting_before(node):
+                node.args = (*args[: -len(sizes)], *map_aggregate(sizes, read))
+            if node.op == "call_module":
+                node.op, node.target = "call_method", target
+    network.recompile()
+
+
+def _as_method(node: fx.Node, model: nn.Module) -> tuple[Any, tuple[Any, ...]]:
+    """Return a node's target and arguments: of ``nn.Unflatten`` those of the tensor's method."""
+    if node.op != "call_module":
+        return node.target, node.args
+    module: Any = model.get_submodule(str(node.target))
+    if type(module) is nn.Unflatten and isinstance(module.dim, int):
+        return "unflatten", (*node.args, module.dim, tuple(module.unflattened_size))
+    return module, node.args
+
+
+def _sizes(call: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return the arguments of a reshape that are its sizes."""
+    target, args = call
+    return args[1:] if target in RESHAPES else args[2:] if target in UNFLATTENS else ()
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 1
 
 
 def _free_name(network: nn.Module, place: Place) -> str:

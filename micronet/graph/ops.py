@@ -32,10 +32,11 @@ class Family:
             return isinstance(module, self.modules)
         if node.op == "call_method":
             return node.target in self.methods
-        return node.target in self.functions or _full_name(node.target) in self.functions
+        return node.target in self.functions or full_name(node.target) in self.functions
 
 
-def _full_name(target: object) -> str:
+def full_name(target: object) -> str:
+    """Return the name of a class or function with that of its module."""
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
 
 
@@ -52,6 +53,8 @@ INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 WEIGHTED_FUNCTIONS = _family(functions=(
     F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
 ))  # fmt: skip
+DEFORMABLE_MODULE = "torchvision.ops.deform_conv.DeformConv2d"
+DEFORMABLE_CONVOLUTION = _family(functions=("torch._ops.torchvision.deform_conv2d",))
 MATMUL = _family(functions=(torch.matmul, torch.bmm, operator.matmul), methods="matmul bmm")
 EINSUM = _family(functions=(torch.einsum,))
 ATTENTION = _family(functions=(F.scaled_dot_product_attention, attend, weigh))
@@ -142,6 +145,7 @@ AVERAGE = AVERAGE_POOL | MEAN
 JOIN = ADD | CONCATENATE
 WEIGHTED = (
     WEIGHTED_FUNCTIONS
+    | DEFORMABLE_CONVOLUTION
     | MATMUL
     | EINSUM
     | ATTENTION

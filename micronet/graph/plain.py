@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.graph.attributes import Attribute
 from micronet.graph.biases import split_biases
 from micronet.graph.computed import Values, store_weight
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.leaves import frozen_eps, is_frozen_norm, passes_in_eval
 from micronet.models.layers import FrozenBatchNorm, Noise
@@ -113,7 +114,7 @@ def with_plain(model: nn.Module, plain: Mapping[str, PlainLayer], graph: fx.Grap
             attributes[name] = plain[name].module if name in plain else model.get_submodule(name)
         elif node.op == "get_attr":
             attributes[name] = attrgetter(name)(model)
-    network = fx.GraphModule(attributes, graph, type(model).__name__)
+    network = GraphModule(attributes, graph, type(model).__name__)
     for name in attributes.keys() - {str(node.target) for node in graph.nodes}:
         _attach(network, name, attributes[name])
     network.training = model.training

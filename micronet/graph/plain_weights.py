@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
-from micronet.graph.attributes import marked, read_attributes
+from micronet.graph.attributes import has_sizes, marked, read_attributes, read_sizes
 from micronet.graph.computed import Values, computed_from, computes_more, may_compute_weights
 from micronet.graph.products import make_layers
 from micronet.graph.record import computes_same, record_network
@@ -18,6 +18,7 @@ from micronet.models.modes import copy_model
 Purpose = Literal["running", "pruning", "training"]  # as of ``Stage.plain_weights``, which must not import torch
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
 PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
+SIZES = "sizes_read"  # there too, if the network reads the sizes of its reshapes
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
@@ -40,7 +41,7 @@ def with_plain_weights(
     if purpose != "training" and any(map(is_computed, model.modules())):
         model = copy_model(model)
         names = make_plain(model)
-    graph = trace(model, example) if _may_store_weights(model) else None
+    graph = trace(model, example) if _may_store_weights(model, purpose) else None
     stored = None if graph is None else _store_weights(graph, model, example, purpose)
     if stored is None:
         return model, {COMPUTED: names} if names else {}
@@ -48,11 +49,13 @@ def with_plain_weights(
     return network, {COMPUTED: [*names, *more], **how}
 
 
-def _may_store_weights(model: nn.Module) -> bool:
-    """Return False if all layers surely use weights as they are stored; nothing runs."""
+def _may_store_weights(model: nn.Module, purpose: Purpose) -> bool:
+    """Return False if all layers surely use weights as they are stored, and no size is to be read; nothing runs."""
     graph = trace(model)
     if graph is None:
         return may_compute_weights(model)
+    if purpose == "pruning" and has_sizes(graph.fx, model):
+        return True
     return make_layers(graph.fx, model) or any(map(computed_from, graph.fx.nodes))
 
 
@@ -67,15 +70,17 @@ def _store_weights(
     sources = {id(own[name]) for node in graph.fx.nodes for name in computed_from(node) if name in own}
     for products in (True,) if purpose == "training" else (True, False):  # False: where a product suits no layer
         weights: dict[str, nn.Parameter] = {}
-        plain = _with_stored_weights(model, graph.recorded, weights, products=products)
+        sizes = purpose == "pruning" and graph.recorded is None
+        plain = _with_stored_weights(model, graph.recorded, weights, products=products, sizes=sizes)
         read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
         taken = [name for name in weights if name in read]
-        if not (taken or plain.products):
+        if not (taken or plain.products or plain.sizes):
             return None
         if purpose != "running" and not sources.isdisjoint(map(id, plain.model.parameters())):
             continue  # some would no longer be tied
         if computes_same(model, plain.model, as_inputs(model, example)):
-            return plain.model, taken, {STORED: graph.recorded or [], PRODUCTS: products}
+            how: dict[str, Any] = {STORED: graph.recorded or [], PRODUCTS: products}
+            return plain.model, taken, how | ({SIZES: True} if plain.sizes else {})
     return None
 
 
@@ -85,11 +90,12 @@ def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Mod
         make_plain(model)
     if STORED not in result:
         return model
-    return _with_stored_weights(model, result[STORED] or None, {}, products=result.get(PRODUCTS, False)).model
+    products, sizes = result.get(PRODUCTS, False), result.get(SIZES, False)
+    return _with_stored_weights(model, result[STORED] or None, {}, products=products, sizes=sizes).model
 
 
 def _with_stored_weights(
-    model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool
+    model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool, sizes: bool
 ) -> Graph:
     traced = model
     if recorded is not None:
@@ -97,7 +103,9 @@ def _with_stored_weights(
             traced, _ = record_network(model, make_inputs(recorded))
         read_attributes(traced)
     with marked(traced):
-        graph = Graph(traced, weights=weights, products=products)
+        graph = Graph(traced, weights=weights, products=products, sizes=sizes)
     if isinstance(graph.model, fx.GraphModule):
         read_attributes(graph.model)
+        if graph.sizes:
+            read_sizes(graph.model)
     return graph

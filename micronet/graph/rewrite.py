@@ -10,6 +10,7 @@ from functools import partial
 
 from torch import fx, nn
 
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.plain import with_plain
 from micronet.graph.trace import Graph
 from micronet.graph.training import outline_mode_calls, writes_in_place
@@ -57,7 +58,7 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
     graph = Graph(model, plain=False)  # a file's placement says whether its network has plain layers
     if graph.mode_keys is None:
         return _rewrite_both(model, graph, outline)
-    outlined = fx.GraphModule(model, graph.fx)
+    outlined = GraphModule(model, graph.fx)
     outlined.training = model.training
     _add(outlined, graph, graph.fx, {node.name: node for node in graph.fx.nodes}, outline)
     outline_mode_calls(outlined, graph.mode_keys)
@@ -73,7 +74,7 @@ def _rewrite_both(model: nn.Module, graph: Graph, outline: Outline) -> nn.Module
     outlined = with_plain(model, {}, graph.fx, graph.training)  # with the modules of both
     _add(outlined, graph, graph.fx, {node.name: node for node in graph.fx.nodes}, outline)
     _add(outlined, graph, graph.training, partners, outline)
-    trained = fx.GraphModule(outlined, graph.training)
+    trained = GraphModule(outlined, graph.training)
     for each in (outlined, trained):
         _clean(each)
     return follow_modes(outlined, trained)

@@ -14,8 +14,10 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.attributes import has_sizes
 from micronet.graph.biases import BIAS
 from micronet.graph.computed import Values
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.products import make_layers
 from micronet.graph.record import (
@@ -46,6 +48,7 @@ class Graph:
         fx: Its torch.fx graph.
         training: Its graph in training mode.
         products: Whether some layers were written as products.
+        sizes: Whether ``model`` is to read sizes of its reshapes.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
     """
@@ -58,24 +61,27 @@ class Graph:
         plain: bool = True,
         weights: Values | None = None,
         products: bool = False,
+        sizes: bool = False,
     ) -> None:
         """Trace a network; raises whatever its forward raises.
 
         ``plain``: whether to make its layers plain. ``weights``: where to store weights that it computes, by name.
-        ``products``: whether products with stored matrices are linear layers (see ``graph.products``).
+        ``products``: whether products with stored matrices are linear layers. ``sizes``: whether the network is to read
+        the sizes of its reshapes, if both modes have one graph (see ``graph.attributes``).
         """
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
-        found = [products and make_layers(graph, model) for graph in (self.fx, training)]
-        self.products = any(found)
+        self.sizes = sizes and has_sizes(self.fx, model)
+        self.products = sum(products and make_layers(graph, model) for graph in (self.fx, training)) > 0  # in both
         layers, calls = find_plain(self.fx, model, training=False, weights=weights, products=products)
         others, more = find_plain(training, model, training=True, weights=weights, products=products)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
         self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
         self.mode_keys = mode_keys(training, self.fx)
         self.model = model
-        if self.plain:
+        self.sizes &= self.mode_keys is not None
+        if self.plain or self.sizes:
             network = self.model = with_plain(model, self.plain, self.fx)
             outline_mode_calls(network, self.mode_keys or {})
             network.recompile()
@@ -237,7 +243,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         return graph
     inputs = as_inputs(model, example)
     if graph is not None:
-        network = graph.model if graph.plain else fx.GraphModule(model, graph.fx)
+        network = graph.model if graph.plain else GraphModule(model, graph.fx)
         if computes_same(model, network, inputs):
             return graph
     try:
@@ -275,7 +281,7 @@ def trace_both(model: nn.Module, example: Example | None = None) -> Graph | None
     graph = trace_modes(model)
     if graph is None or graph.mode_keys is not None or pair_nodes(graph.fx, graph.training) is None:
         return None
-    if example is None or computes_same(model, fx.GraphModule(model, graph.fx), as_inputs(model, example)):
+    if example is None or computes_same(model, GraphModule(model, graph.fx), as_inputs(model, example)):
         return graph
     return None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.recorder import CONSTANT, DROPOUTS, Recorder, is_size
 from micronet.models.layers import Chosen, EvalOnly, ModeCall, ModeValue, Noise
 
@@ -204,7 +205,7 @@ class _Pairing:
         for node in nodes:
             values[node] = graph.node_copy(node, values.__getitem__)
         graph.output(values[region.result])
-        return Noise(fx.GraphModule(self.after.root, graph)), list(reads)
+        return Noise(GraphModule(self.after.root, graph)), list(reads)
 
 
 def outline_mode_calls(model: fx.GraphModule, keys: dict[str, str | int]) -> None:

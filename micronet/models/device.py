@@ -1,5 +1,6 @@
 """The device a network runs on, its inputs there, the memory format of its tensors, and the machine around it."""
 
+import re
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from micronet.errors import MicronetError
 
 Example = Tensor | tuple[Any, ...]  # an example input: one tensor, or a tuple of positional arguments
 _LARGE = 2**18  # numbers in a sample: an image of 3x296x296
+_NEEDS_CONTIGUOUS = "_needs_contiguous_tensors"  # an attribute of modules
+_ABOUT_FORMAT = re.compile(r"\b(view|stride|contiguous)\b")
 _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 
 
@@ -52,9 +55,25 @@ def memory_format(model: nn.Module) -> torch.memory_format:
 
 
 def inference_format(model: nn.Module) -> torch.memory_format:
-    """Return the memory format for a model that only runs forward: channels last if all its tensors can have it."""
+    """Return the memory format for a model that only runs forward: channels last if the network can have it."""
     five = any(tensor.dim() == 5 for tensor in (*model.parameters(), *model.buffers()))
-    return torch.contiguous_format if five else torch.channels_last
+    needs_contiguous = any(_NEEDS_CONTIGUOUS in vars(module) for module in model.modules())
+    return torch.contiguous_format if five or needs_contiguous else torch.channels_last
+
+
+def use_contiguous(model: nn.Module) -> None:
+    """Keep a model's tensors contiguous, as a forward such as ``fc(conv(x).view(len(x), -1))`` needs.
+
+    It remembers that in an attribute of every module, so that its copies and parts know it, too.
+    """
+    model.to(memory_format=torch.contiguous_format)
+    for module in model.modules():
+        vars(module)[_NEEDS_CONTIGUOUS] = True
+
+
+def is_about_format(error: Exception) -> bool:
+    """Return whether an error may come from tensors that are not contiguous."""
+    return _ABOUT_FORMAT.search(str(error)) is not None
 
 
 def place_input(x: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:
@@ -83,6 +102,11 @@ def call(model: nn.Module, batch: Any) -> Any:
 def to_device(batch: Any, device: torch.device | None) -> Any:
     """Return a batch, a tensor or ``Inputs``, on a device."""
     return Inputs(x.to(device) for x in batch) if isinstance(batch, Inputs) else batch.to(device)
+
+
+def contiguous(batch: Any) -> Any:
+    """Return a batch, a tensor or ``Inputs``, in contiguous memory, which every network takes."""
+    return Inputs(x.contiguous() for x in batch) if isinstance(batch, Inputs) else batch.contiguous()
 
 
 def head(batch: Any, count: int) -> Any:

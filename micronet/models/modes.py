@@ -25,6 +25,17 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def train_as_evaluated(model: nn.Module) -> None:
+    """Let a network be trained as it is evaluated: with the statistics of its norms, and without dropout.
+
+    On GPUs, recurrent layers are in training mode, in which alone cuDNN computes their gradients.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase) and any(each.device.type != "cpu" for each in module.parameters()):
+            module.train()
+
+
 @contextmanager
 def layers_called() -> Iterator[None]:
     """Let torch's transformers call their layers, on plain tensors, instead of a fused kernel of their own."""

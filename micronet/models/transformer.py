@@ -11,6 +11,7 @@ import copy
 from torch import Tensor, nn
 
 from micronet.models.attention import Attention, Mask, is_splittable
+from micronet.models.cells import Cell, is_cell
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
@@ -102,34 +103,42 @@ def splittable_attentions(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if is_splittable(module)]
 
 
-def with_split_attentions(model: nn.Module) -> nn.Module:
-    """Return a copy of a network with all attentions split; the other tensors are shared with the network.
+def splittable_layers(model: nn.Module) -> list[str]:
+    """Return the names of torch's attentions and recurrent cells, which hold the weights of several linear layers."""
+    return [name for name, module in model.named_modules() if is_splittable(module) or is_cell(module)]
+
+
+def with_split_layers(model: nn.Module, names: list[str]) -> nn.Module:
+    """Return a copy of a network with some layers split; the other tensors are shared with the network.
 
     Raises RuntimeError if the network cannot be copied.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return split_attentions(copy.deepcopy(model, shared), splittable_attentions(model))
+    return split_layers(copy.deepcopy(model, shared), names)
 
 
-def split_attentions(model: nn.Module, names: list[str]) -> nn.Module:
-    """Replace attentions by ``Attention`` in place, and torch's transformers around them by traceable ones.
+def split_layers(model: nn.Module, names: list[str]) -> nn.Module:
+    """Replace attentions by ``Attention`` and cells by ``Cell`` in place, and torch's transformers by traceable ones.
 
-    Module names stay the same; only the attentions' own tensors are renamed.
+    Module names stay the same; only the own tensors of what is replaced are renamed.
 
     Returns:
         The network; a new object only if ``model`` itself is replaced.
 
     Raises:
         AttributeError: A name does not exist.
-        ValueError: A named module is not a splittable attention of torch's.
+        ValueError: A named module is neither an attention nor a cell of torch's that can be split.
     """
-    attentions: dict[nn.Module, nn.Module] = {}
+    split: dict[nn.Module, nn.Module] = {}
     for name in names:
         module = model.get_submodule(name)
-        if not is_splittable(module):
-            raise ValueError(f"{name} is not an attention module whose heads can be pruned")
-        attentions[module] = Attention.from_torch(module)  # type: ignore[arg-type]
-    model = _replace(model, attentions)
+        if is_cell(module):
+            split[module] = Cell.from_torch(module)  # type: ignore[arg-type]
+        elif is_splittable(module):
+            split[module] = Attention.from_torch(module)  # type: ignore[arg-type]
+        else:
+            raise ValueError(f"{name} is neither an attention nor a recurrent cell that can be split")
+    model = _replace(model, split)
     around = [module for module in model.modules() if any(isinstance(inner, Attention) for inner in module.modules())]
     return _replace(model, {module: _traceable(module) for module in around if type(module) in _TRACEABLE})
 

@@ -6,9 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from micronet.onnx.graph_view import array, stored
-from micronet.onnx.ops import CLIP_OPS, CONTROL, JOINS, PRODUCTS, RECURRENT, WEIGHTED_OPS
+from micronet.onnx.ops import CLIP_OPS, CONTROL, DEFORMABLE, JOINS, PRODUCTS, RECURRENT, WEIGHTED_OPS
+from micronet.quantization.config import RUN_TIME_WEIGHTS
 
 FEWEST_INPUTS = 32  # per output of a layer
+PER_WEIGHT, PER_OUTPUT, PER_LAYER = 3, 13, 1280  # bytes: what integers save, and what scales and quantizers take up
 
 
 def activations(node: ir.Node) -> Iterator[ir.Value]:
@@ -69,10 +71,18 @@ def is_small(node: ir.Node) -> bool:
     return weight is not None and weight.size // max(1, weight.shape.numpy()[output_axis(node)]) < FEWEST_INPUTS
 
 
+def makes_smaller(node: ir.Node) -> bool:
+    """Return True if a layer's weights in integers save at least twice what its quantizers take up."""
+    weight = stored(node, 1)
+    if weight is None:
+        return False
+    return PER_WEIGHT * weight.size >= 2 * (PER_OUTPUT * weight.shape.numpy()[output_axis(node)] + PER_LAYER)
+
+
 def has_layers(node: ir.Node) -> bool:
     """Return True if there is a layer in the graphs that a node holds."""
     inside = (inner for graph in graphs_in(node) for inner in graph)
-    return any(inner.op_type in WEIGHTED_OPS | RECURRENT or has_layers(inner) for inner in inside)
+    return any(inner.op_type in WEIGHTED_OPS | RECURRENT | {DEFORMABLE} or has_layers(inner) for inner in inside)
 
 
 def no_integer_form(kind: str) -> str:
@@ -101,7 +111,7 @@ def obstacle(node: ir.Node, signed: bool) -> str | None:
     if node.op_type in PRODUCTS and weight is None and stored(node) is not None:
         return "its weights are the first factor, and only x W has an integer form; export the transpose of x^T W^T"
     if weight is None or weight_value is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
-        return "its weights are computed at run time"
+        return RUN_TIME_WEIGHTS
     if extra is not None and extra.const_value is None:
         return "its bias is computed at run time"
     readers = weight_value.consumers()

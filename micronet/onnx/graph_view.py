@@ -4,6 +4,7 @@ Only the main graph is covered, not the subgraphs of If and Loop.
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,6 +138,16 @@ def array(node: ir.Node, index: int = 0) -> NDArray[Any] | None:
     """Return the values of an input, or None if it is absent or computed at run time."""
     tensor = stored(node, index)
     return None if tensor is None else tensor.numpy()
+
+
+def computed_constants(nodes: Iterable[ir.Node]) -> set[ir.Value]:
+    """Return the tensors that nodes, in order, compute from stored ones alone."""
+    found: set[ir.Value] = set()
+    for node in nodes:
+        inputs = [value for value in node.inputs if value is not None]
+        if inputs and all(value.const_value is not None or value in found for value in inputs):
+            found.update(node.outputs)
+    return found
 
 
 def is_dequantized(value: ir.Value | None) -> bool:

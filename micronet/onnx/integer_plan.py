@@ -25,6 +25,7 @@ from micronet.onnx.float_nodes import (
     is_small,
     is_smaller,
     layers_inside,
+    makes_smaller,
     no_integer_form,
     obstacle,
     rank,
@@ -34,6 +35,7 @@ from micronet.onnx.ops import (
     CLIP_OPS,
     CONTROL,
     CONVOLUTIONS,
+    DEFORMABLE,
     FOR_TENSORRT,
     FUNCTIONS,
     FUSED_BY_GEMM,
@@ -42,6 +44,7 @@ from micronet.onnx.ops import (
     RECURRENT,
     WEIGHTED_OPS,
 )
+from micronet.quantization.config import NO_DEFORMABLE
 
 NO_RANGE = "no usable range for its input or output"
 
@@ -110,6 +113,8 @@ class Planner:
     def _is_integer_layer(self, node: ir.Node) -> bool:
         if node.op_type in RECURRENT:
             self.floats[node.name or ""] = no_integer_form(node.op_type)
+        if node.op_type == DEFORMABLE:
+            self.floats[node.name or ""] = NO_DEFORMABLE
         if node.op_type in CONTROL and has_layers(node):
             self.floats[node.name or ""] = layers_inside(node.op_type)
         if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):
@@ -194,7 +199,8 @@ class Planner:
             self.others = kept
 
     def _drop_isolated(self) -> None:
-        """Leave layers in float that add up few products and stand between float operators."""
+        """Leave layers in float that add up few products and stand between float operators, unless all of them do."""
+        every, small = set(self.layers), dict[str, str]()
         for node in [node for node in self.graph if node in self.layers]:
             value = node.inputs[0]
             origin = value.producer() if value is not None else None
@@ -204,7 +210,11 @@ class Planner:
                 continue
             if is_small(node) and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
                 self.layers.discard(node)
-                self.floats[node.name or ""] = "too small to benefit from integer arithmetic"
+                small[node.name or ""] = "too small to benefit from integer arithmetic"
+        if not self.layers:  # with large ones in integers, the file is smaller at least
+            self.layers = {node for node in every if makes_smaller(node)}
+        kept = {node.name or "" for node in self.layers}
+        self.floats |= {name: why for name, why in small.items() if name not in kept}
         self.read = {node.inputs[0] for node in self.layers}
 
     def _grids(self, nodes: list[ir.Node], scaled: Collection[ir.Value]) -> dict[ir.Value, ir.Value]:

@@ -66,9 +66,11 @@ def slow_cause(found: dict[str, Any]) -> str:
             f"ONNX Runtime computes convolutions of few channels, or few in a group, more slowly in integers "
             f"({listed(narrow, _LISTED)}); exclude them with micronet quantize --exclude"
         )
-    what = f"{' and '.join(found['activations'])} between them" if found.get("activations") else "quantizing"
-    cure = "use ReLU instead, or " if found.get("activations") else ""
-    ways = f"{cure}export the float network, or find the layers that are faster in float with micronet compress"
+    ways = "use the float network, or find the layers that are faster in float with micronet compress"
+    cost = "quantizing and dequantizing between them costs more than integers save"
+    if found.get("activations"):
+        cost = f"the cost of {' and '.join(found['activations'])} between them outweighs the savings"
+        ways = f"use ReLU instead, or {ways}"
     integer, every = (sum(found.get(kind, {}).get(key, 0) for kind in _NOUNS) for key in ("integer", "all"))
     layers = "these layers" if 2 * integer >= every else f"only {integer} of {count(every, 'layer')}"
-    return f"{layers} run in integer arithmetic, but the cost of {what} outweighs the savings; {ways}"
+    return f"{layers} run in integer arithmetic, but {cost}; {ways}"

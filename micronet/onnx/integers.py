@@ -1,9 +1,9 @@
 """Which layers of an ONNX file ONNX Runtime computes in integers, and why others are not: every command counts here."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -12,31 +12,24 @@ from onnxruntime import GraphOptimizationLevel
 from micronet.errors import MicronetError
 from micronet.onnx import graph_view as view
 from micronet.onnx.channel_padding import count_padded
-from micronet.onnx.float_nodes import graphs_in, has_layers, layers_inside, no_integer_form
 from micronet.onnx.graph_view import GraphView, WeightedNode
 from micronet.onnx.metadata import left_float, reason_in
 from micronet.onnx.ops import (
-    COMPUTE_NOTHING,
-    CONTROL,
-    CONVOLUTIONS,
-    INTEGER_CONVOLUTIONS,
     INTEGER_LAYERS,
     QUANTIZE,
-    RECURRENT,
-    RECURRENT_INTEGERS,
-    SMOOTH,
-    WEIGHTED_OPS,
 )
-from micronet.onnx.stored import MAX_WEIGHT_BYTES, byte_count, node_lists, stored_tensors, unpack_weights
-from micronet.quantization.config import FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR
+from micronet.onnx.optimized import costly_activations, count_operators
+from micronet.onnx.other_layers import computing_convolutions, kind_of, may_be, other_layers
+from micronet.onnx.stored import MAX_WEIGHT_BYTES, byte_count, stored_tensors, unpack_weights
+from micronet.quantization.config import FUNCTION_CALL, NO_DEFORMABLE, PRODUCT_OF_TWO, RUN_TIME_WEIGHTS, STORED_FACTOR
 from micronet.runtimes.onnxruntime import check_size, optimize
 
-Kind = Literal["convolutions", "linear", "recurrent"]
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
 NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output; axes of its kernel
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
-CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR)  # recorded by names of torch.fx; the file has nodes for them
+# Recorded by names of torch.fx; the file has nodes for them.
+CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR, RUN_TIME_WEIGHTS, NO_DEFORMABLE)
 _COMPUTED = "its weight is computed"  # recorded by the name of a call or a module; the file may have a node for it
 
 
@@ -62,7 +55,7 @@ def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str
         in the bodies of branches and loops; ``float``: each other layer -> why, by the reason that micronet wrote into
         the file, if any; ``dequantized``: those of them whose weights are integers; ``products``: how many products of
         two activations stay float; ``attends``: whether there is a softmax; ``narrow``: convolutions in integers that
-        are slower than in float; ``activations``: the operators of smooth activations between layers that stay float;
+        are slower than in float; ``activations``: the smooth activations in float between layers, if there are many;
         ``padded``: how many depthwise convolutions have channels of zeros; ``operators`` and ``integer_operators``: of
         those that compute anything.
 
@@ -83,9 +76,9 @@ def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str
         "quantized": bool(graph.qdq) or any(node.op_type in INTEGER_LAYERS for node in graph.nodes),
         "attends": any(node.op_type == "Softmax" for node in graph.nodes),
         "narrow": [view.layer_name(each.node) for each in graph.layers if each.node.name in done and _is_narrow(each)],
-        "activations": _smooth_before_layers(optimized.graph),
+        "activations": costly_activations(optimized.graph),
         "padded": count_padded(proto),
-        **_count_operators(optimized.graph),
+        **count_operators(optimized.graph),
     }
 
 
@@ -105,15 +98,25 @@ def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, st
     unnamed = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, nodes)}
     computed = {name: why for name, why in unnamed.items() if why.startswith(_COMPUTED)}
     factors = {each.node for each in graph.layers if all_recorded and _is_factor(each, reasons, computed)}
-    factors |= {node for node in products if any(view.stored(node, place) for place in _factor_places(node))}
+    with_weights = {each.node for each in graph.layers}
+    constants = view.computed_constants(graph.nodes)
+    factors |= {
+        node
+        for node in products
+        if any(view.stored(node, at) or node.inputs[at] in constants for at in _factor_places(node, with_weights))
+    }
     layers = [each for each in graph.layers if each.node not in factors]
     whys = (_why_float(each, done, reasons, computed) for each in layers)
     found = [(kind_of(each.node), view.layer_name(each.node), why) for each, why in zip(layers, whys, strict=True)]
-    counts = count_layers([*found, *_without_weights(graph, done, reasons)])
-    counts["float"] |= {view.layer_name(node): STORED_FACTOR for node in factors if node.name not in done}
+    counts = count_layers([*found, *other_layers(graph, done, reasons, computed)])
+    for node in graph.nodes:
+        if node in factors and node.name not in done:
+            name = view.layer_name(node)  # of a module, which may have a layer that stays float, too
+            counts["float"][view.title(node) if name in counts["float"] else name] = STORED_FACTOR
     floats = [each.node for each in graph.layers if each.weight_qdq is None]
+    floats += [node for node in computing_convolutions(graph) if node.inputs[1] in constants]
     counted = [node for node in floats if reason_in(reasons, str(node.name)) is None]
-    twice = {name for name in computed for node in counted if _may_be(node, name)}
+    twice = {name for name in computed for node in counted if may_be(node, name)}
     counts["float"] |= {name: why for name, why in unnamed.items() if name not in twice}
     stored = factors | {layer.node for layer in layers}
     dequantized = [each.node for each in layers if each.weight_qdq and each.node.name not in done]
@@ -132,9 +135,9 @@ def _is_product(node: ir.Node) -> bool:
     return not result or any(letter.isalpha() and letter not in result for letter in terms)
 
 
-def _factor_places(node: ir.Node) -> Iterable[int]:
-    """Return which inputs of a product may be stored without making a layer of it."""
-    return [0] if node.op_type == "MatMul" else range(len(node.inputs))
+def _factor_places(node: ir.Node, layers: Collection[ir.Node]) -> Iterable[int]:
+    """Return which inputs of a product may be stored without making one of the ``layers`` of it."""
+    return [0] if node in layers else range(len(node.inputs))
 
 
 def _with_names(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -160,13 +163,6 @@ def _name_by_weight(graph: GraphView, integers: Iterable[onnx.NodeProto]) -> set
     return {str(layer.node.name) for layer in layers if layer.weight.name in read}
 
 
-def kind_of(node: Any) -> Kind:
-    """Return the key under which ``count_layers`` counts a layer."""
-    if node.op_type in RECURRENT | RECURRENT_INTEGERS:
-        return "recurrent"
-    return "convolutions" if node.op_type in CONVOLUTIONS | INTEGER_CONVOLUTIONS else "linear"
-
-
 def count_layers(layers: Iterable[tuple[str, str, str | None]]) -> dict[str, Any]:
     """Return ``convolutions``, ``linear``, ``recurrent`` and ``float`` as ``count_computed`` does.
 
@@ -183,68 +179,17 @@ def count_layers(layers: Iterable[tuple[str, str, str | None]]) -> dict[str, Any
     return {**counts, "float": left}
 
 
-def _without_weights(
-    graph: GraphView, done: set[str], reasons: Mapping[str, str]
-) -> Iterator[tuple[Kind, str, str | None]]:
-    """Yield what ``count_layers`` takes for the layers that are not in ``graph.layers``.
-
-    These are recurrent layers, integer operators, and the layers in the bodies of branches and loops.
-    """
-    for node in graph.nodes:
-        if node.op_type in RECURRENT:
-            own = reason_in(reasons, str(node.name)) or no_integer_form(node.op_type)
-            yield "recurrent", view.layer_name(node), None if node.name in done else own
-        elif node.op_type in INTEGER_LAYERS:
-            yield kind_of(node), view.layer_name(node), None
-        elif node.op_type in CONTROL and has_layers(node):
-            why = layers_inside(node.op_type)
-            yield from ((kind_of(inner), str(node.name), why) for inner in _layers_in(node))
-
-
-def _layers_in(node: ir.Node) -> Iterator[ir.Node]:
-    """Yield the layers with stored weights in the graphs that a node holds."""
-    for inner in (each for graph in graphs_in(node) for each in graph):
-        yield from _layers_in(inner)
-        if inner.op_type in RECURRENT or (inner.op_type in WEIGHTED_OPS and view.stored(inner, 1) is not None):
-            yield inner
-
-
 def _is_factor(layer: WeightedNode, recorded: Mapping[str, str], computed: Mapping[str, str]) -> bool:
     """Return True for a product with a stored tensor, in a file of which micronet recorded all layers in float."""
     if layer.node.op_type != "MatMul" or layer.weight_qdq is not None:
         return False
     if reason_in(recorded, str(layer.node.name)) is not None:
         return False
-    return STORED_FACTOR in recorded.values() or not any(_may_be(layer.node, name) for name in computed)
-
-
-def _may_be(node: ir.Node, name: str) -> bool:
-    """Return True if a node may be the layer of this name whose weight the forward computes: a call or a module."""
-    return not name.endswith("()") or name.startswith("conv") == (kind_of(node) == "convolutions")
+    return STORED_FACTOR in recorded.values() or not any(may_be(layer.node, name) for name in computed)
 
 
 def _names_node(name: str, nodes: set[str]) -> bool:
     return name in nodes or any(node.startswith(f"{name}.") for node in nodes)
-
-
-def _count_operators(graph: onnx.GraphProto) -> dict[str, int]:
-    """Count the operators that compute anything, with those in the bodies of branches and loops."""
-    kinds = [node.op_type for each in node_lists(graph) for node in each.node]
-    kinds = [kind for kind in kinds if kind not in COMPUTE_NOTHING | CONTROL]
-    integer = sum(kind in INTEGER_LAYERS or kind.startswith("QLinear") for kind in kinds)
-    return {"operators": len(kinds), "integer_operators": integer}
-
-
-def _smooth_before_layers(graph: onnx.GraphProto) -> list[str]:
-    """Return the smooth activations from which a layer in integers is computed: others cost it no rounding."""
-    read, found = set[str](), set[str]()
-    for node in reversed(graph.node):
-        leads = not read.isdisjoint(node.output)
-        if leads or node.op_type in INTEGER_LAYERS:
-            read.update(node.input)
-        if leads and node.op_type in SMOOTH:
-            found.add(node.op_type)
-    return sorted(found)
 
 
 def _is_narrow(layer: WeightedNode) -> bool:
@@ -273,7 +218,7 @@ def _why_float(
     transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
         own = NO_TRANSPOSED if transposed else FUNCTION_CALL if FUNCTION_CALL in recorded.values() else FLOAT_WEIGHTS
-        own = next((why for name, why in computed.items() if not transposed and _may_be(layer.node, name)), own)
+        own = next((why for name, why in computed.items() if not transposed and may_be(layer.node, name)), own)
         return reason_in(recorded, str(layer.node.name)) or own
     if transposed:
         return f"{NO_TRANSPOSED}, and its weights are integers; export the file again, which stores them in float"

@@ -5,6 +5,7 @@ LINE = "micronet.line"  # metadata of a node that is not written to files: which
 
 # Layers, as files hold them.
 CONVOLUTIONS = {"Conv", "ConvTranspose"}
+DEFORMABLE = "DeformConv"  # a convolution for which no runtime has integers
 PRODUCTS = {"Gemm", "MatMul"}
 WEIGHTED_OPS = CONVOLUTIONS | PRODUCTS
 RECURRENT = {"LSTM", "GRU", "RNN"}
@@ -42,6 +43,7 @@ INTEGER_PRODUCTS = {
 RECURRENT_INTEGERS = {"DynamicQuantizeLSTM"}
 INTEGER_LAYERS = INTEGER_CONVOLUTIONS | INTEGER_PRODUCTS | RECURRENT_INTEGERS
 FLOAT_LAYERS = WEIGHTED_OPS | RECURRENT | {
+    DEFORMABLE,
     "FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMul", "Attention", "MultiHeadAttention",
 }  # fmt: skip
 COMPUTE_NOTHING = (MOVES - {"Resize", "DepthToSpace", "SpaceToDepth"}) | SIZES | {

@@ -15,7 +15,7 @@ from onnx import helper
 from onnx_ir.passes.common import LiftSubgraphInitializersToMainGraphPass, RemoveUnusedNodesPass
 from onnxruntime import GraphOptimizationLevel
 
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError, by_reason, first_line, listed
 from micronet.onnx.constants import free_name
 from micronet.onnx.feeds import Feed
 from micronet.onnx.float_nodes import layers_inside
@@ -32,6 +32,7 @@ from micronet.runtimes.onnxruntime import check_size, exposing_session, optimize
 OLDEST_IR = 4  # the first whose stored tensors need not be inputs
 OLDEST_OPSET = 13  # the first with per-channel scales
 INT8_MAX = 127
+_LISTED = 3  # layers named for each reason
 _FUSED = re.compile(r"(/(MatMulAdd|GemmTranspose|GemmSum)Fusion/?)+(_token_\d+)?$")  # what ONNX Runtime adds to names
 
 
@@ -261,7 +262,8 @@ def _nothing(plan: Plan) -> str:
             "none of the ranges match a tensor in this model; they belong to another network, or to another export "
             "of this one; calibrate again"
         )
-    name, why = next(iter(plan.floats.items()))
-    inside = next((kind for kind in CONTROL if why == layers_inside(kind)), None)
+    reasons = by_reason(plan.floats)
+    inside = next((kind for kind in CONTROL if layers_inside(kind) in reasons), None)
     cure = f"; export the model without {inside}, for one value of what it depends on" if inside else ""
-    return f"none of the model's layers can be quantized; the first, {name}, stays in float because {why}{cure}"
+    named = "; ".join(f"{listed(names, _LISTED)} ({why})" for why, names in reasons.items())
+    return f"none of the model's layers can be quantized: {named}{cure}"

@@ -39,6 +39,15 @@ def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
         return {"skipped": first_line(error)}
 
 
+def measure_size(proto: onnx.ModelProto) -> dict[str, Any]:
+    """Return of a quantized file what ``measure_speed`` does if it is larger than in float, or nothing."""
+    try:
+        plain = without_quantizers(proto)
+        return compare_sizes(plain, proto, copied_bytes(plain))
+    except Exception:  # as above
+        return {}
+
+
 def measure_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed) -> dict[str, Any]:
     """Return what ``measure_speed`` does of two files, and ``batch``: 1, unless the files take no single sample.
 

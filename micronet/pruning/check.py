@@ -5,9 +5,10 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from micronet.errors import MicronetError, first_line
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.record import uncompiled_modules
 from micronet.models.device import Example, as_inputs, first_of_large
 from micronet.models.modes import copy_model, random_kept
@@ -86,7 +87,7 @@ def _in_mode(network: TracedNetwork, training: bool) -> nn.Module:
         return network.given
     if not training or len(network.graphs) == 1:
         return network.model
-    return fx.GraphModule(network.model, network.graphs[1])
+    return GraphModule(network.model, network.graphs[1])
 
 
 def _is_random(model: nn.Module, example: Example, places: dict[str, Tensor], masks: dict[str, PreHook]) -> bool:

@@ -120,9 +120,14 @@ class Pruner:
         check_precision(model, "pruning")
         self.progress.step("tracing the network", 0, 1)
         channels = None if traced is None else group_channels(traced.with_regular(config.regular))
-        if channels is None and transformer.splittable_attentions(model):
+        heads = [] if channels is not None else transformer.splittable_attentions(model)
+        if heads:
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
-                channels = find_groups(transformer.with_split_attentions(model), example, config.regular)
+                channels = find_groups(
+                    transformer.with_split_layers(model, transformer.splittable_attentions(model)),
+                    example,
+                    config.regular,
+                )
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
         criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         scores = criterion.scores(self.channels.network.model, self.channels)
@@ -182,7 +187,7 @@ class Pruner:
         """Return the network, or a copy of it, with channels cut, and the result that ``restore`` needs."""
         layers = changed_layers(self.channels, plan.channels)
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
-        pruned = transformer.split_attentions(self.model if in_place else copy_model(self.model), heads)
+        pruned = transformer.split_layers(self.model if in_place else copy_model(self.model), heads)
         try:
             result = cut_channels(pruned, self.channels, plan.channels, plan.keep, attributes=self.attributes)
         except (IndexError, KeyError) as error:
@@ -195,7 +200,7 @@ class Pruner:
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes. The values come from the file."""
-    model = transformer.split_attentions(model, record.result.get("attention", []))
+    model = transformer.split_layers(model, record.result.get("attention", []))
     restore_cut(model, record.result)
     return model
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from micronet.graph.graph_module import GraphModule
 from micronet.pruning.ids import without_ids
 from micronet.pruning.kinds import kind_of
 
@@ -66,7 +67,7 @@ class Run(nn.Module):
 
 class _Recorder(fx.Interpreter):
     def __init__(self, model: nn.Module, graph: fx.Graph, index: int, recording: Recording) -> None:
-        super().__init__(fx.GraphModule(model, graph))
+        super().__init__(GraphModule(model, graph))
         self._index, self._recording = index, recording
 
     def run_node(self, n: fx.Node) -> Any:

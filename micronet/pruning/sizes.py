@@ -4,6 +4,7 @@ The sizes of a split's parts grow with their total. A reshape that does not fit 
 attention reads the result, that is the first one, the number of heads, because part of a head cannot be cut.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -14,21 +15,24 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.graph.attributes import Attribute
+from micronet.graph.attributes import RESHAPES, UNFLATTENS, Attribute
 from micronet.pruning.attributes import Attributes
 from micronet.pruning.ids import FIXED, Ids, distinct
 from micronet.pruning.traced_network import NodeCall
 
 _SPLITS = {torch.split, "split"}
-_RESHAPES = {torch.reshape, "reshape", "view"}
 
 
 def fit_sizes(call: NodeCall, attributes: Attributes) -> NodeCall:
     """Return a split or reshape with sizes that fit its input, if changed attributes make that possible."""
+    if call.module is not None:  # whose name may be that of a method
+        return call
     if sizes := split_sizes(call.node):
         _fit_split(call, sizes, attributes)
-    elif call.node.target in _RESHAPES:
+    elif call.node.target in RESHAPES:
         _fit_reshape(call, attributes)
+    elif call.node.target in UNFLATTENS:
+        _fit_unflatten(call, attributes)
     else:
         return call
     args, kwargs = attributes.resolve(call.unresolved)
@@ -87,9 +91,25 @@ def _fit_reshape(call: NodeCall, attributes: Attributes) -> None:
         return
     known = torch.Size(size for size in sizes if size != -1).numel()
     share = Fraction(call.tensors[0].numel(), known)
-    if -1 in sizes:  # which would take up any change
+    if sizes[0] == -1 and call.fixed.size(0) == call.tensors[0].size(0):  # the samples, whose number does not change
+        share /= call.fixed.size(0)
+    elif -1 in sizes:  # which would take up any change
         place = sizes.index(-1)
         is_heads = call.tensors[0].dim() - 1 <= place < len(sizes) - 1  # (N, L, -1, head's width)
         share = share / call.fixed.size(place) if call.before_heads and not is_heads else Fraction(1)
     if share != 1:
-        any(attributes.fit(size, share * attributes.value(size)) for size in (own if call.before_heads else own[::-1]))
+        if not call.before_heads:  # the one that becomes an axis of the input, the maps' channels, or the last one
+            maps = given[1:2] if len(sizes) > 3 else []
+            wanted = [share * attributes.value(size) in call.tensors[0].shape for size in own]
+            own = [size for size, fits in zip(own, wanted, strict=True) if fits] + [*maps, *reversed(own)]
+        any(attributes.fit(size, share * attributes.value(size)) for size in own if isinstance(size, Attribute))
+
+
+def _fit_unflatten(call: NodeCall, attributes: Attributes) -> None:
+    axis, given = call.argument(1, "dim", 0), tree_leaves(call.unresolved)[2:]
+    sizes: list[int] = attributes.resolve(given)
+    if -1 in sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        return
+    share = Fraction(call.tensors[0].size(axis), math.prod(sizes))
+    if share != 1:  # the first: the channels of maps, or the number of heads
+        any(attributes.fit(size, share * attributes.value(size)) for size in given if isinstance(size, Attribute))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.graph import ops
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.trace import Graph, trace
 from micronet.models.layers import ModeCall, Tap
 
@@ -167,4 +168,4 @@ def _subgraph(graph: Graph, start: fx.Node, end: fx.Node | None) -> fx.GraphModu
         if end is not None and node is end:
             part.output(copied[node])
             break
-    return fx.GraphModule(graph.model, part)
+    return GraphModule(graph.model, part)

@@ -20,6 +20,8 @@ EXCLUDED, FIRST_OR_LAST = "excluded", "first or last layer"  # why layers stay i
 FUNCTION_CALL = "a function call, not a module"
 PRODUCT_OF_TWO = "a product of two activations"
 STORED_FACTOR = "a product with a stored tensor that is no layer's weight, such as relative positions"
+RUN_TIME_WEIGHTS = "its weights are computed at run time"
+NO_DEFORMABLE = "ONNX Runtime has no int8 DeformConv"
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 CALIBRATOR: Calibrator = "minmax"
 

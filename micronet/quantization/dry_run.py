@@ -16,7 +16,7 @@ from micronet.models.outputs import tensors_in
 from micronet.quantization.calibrate import each_quantizer, record_activations, recorded_places
 from micronet.quantization.quantizer import Quantizer
 
-NEVER_CALLED = "forward() never applies its quantizer"
+NEVER_CALLED = "forward() does not call it for the example inputs, or nothing uses its output"
 NO_EFFECT = "its quantized values do not reach the output"
 PARTLY_EMPTY = f"{NO_EFFECT}, part of which was empty for the example input"
 

@@ -8,16 +8,14 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.computed import computed_from
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph
-from micronet.quantization.config import FLOAT_BITS, FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR, QuantConfig
+from micronet.quantization.calls import float_calls
+from micronet.quantization.config import FLOAT_BITS, QuantConfig
 from micronet.quantization.integer_joins import IntegerJoins
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
 
-COMPUTED = "its weight is computed"
-COMPUTED_WEIGHT = f"{COMPUTED}; quantize with --mode ptq, then train with --mode qaft"
 CONSTANT = "it reads only stored tensors, so a runtime computes it once"
 
 
@@ -43,20 +41,7 @@ class GraphPlacer(Placer):
             self._place_reads()
         if config.computes_in_integers:
             self._place_results()
-        for node in graph.fx.nodes:
-            if node.op in ("call_function", "call_method") and ops.WEIGHTED.matches(node) and not _is_sum(node):
-                name, why = self._call(node)
-                self.placement.left_float[name or f"{node.name}()"] = why
-
-    def _call(self, node: fx.Node) -> tuple[str, str]:
-        """Return the layer, or "", of a call with weights or of two activations that stays in float, and the reason."""
-        if sources := computed_from(node):
-            name = sources[0].rpartition(".")[0]
-            called = name in {str(layer.target) for layer in self._layers}
-            return ("", f"{COMPUTED} from that of {name}") if called else (name, COMPUTED_WEIGHT)
-        if ops.WEIGHTED_FUNCTIONS.matches(node):
-            return "", FUNCTION_CALL
-        return "", STORED_FACTOR if self._graph.stored.intersection(node.all_input_nodes) else PRODUCT_OF_TWO
+        self.placement.left_float |= float_calls(graph, {str(node.target) for node in self._layers})
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
@@ -80,10 +65,22 @@ class GraphPlacer(Placer):
         elif source.op == "placeholder" and self._graph.call_count(layer) == 1:
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
-            apart = self._config.a_bits != "binary" and self._joins.is_float_sum(source)  # signs have the branches
+            float_outside = self._joins.is_float_sum(source) or self._is_result(source)
+            apart = self._config.a_bits != "binary" and float_outside  # signs have the branches
             quantizer = self._quantize_branch(node, rule) if apart or padded else self._quantize_output(source, rule)
             if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
                 self.placement.inputs[name] = quantizer
+
+    def _is_result(self, source: fx.Node) -> bool:
+        """Return True if the network also returns a tensor that no runtime computes together with a layer."""
+        module = self._graph.module(source)
+        fused = self._graph.matches(source, ops.ANY_RELU | ops.MAX_POOL) or isinstance(module, ops.BATCH_NORMS)
+        return source not in self._layers and not fused and self._is_returned(source)
+
+    def _is_returned(self, node: fx.Node) -> bool:
+        """Return True if the network returns a tensor, or its values in another shape or in part."""
+        moved = (user for user in node.users if self._graph.matches(user, ops.PRESERVES_VALUES | ops.IDENTITY))
+        return any(user.op == "output" for user in node.users) or any(map(self._is_returned, moved))
 
     def _can_fold(self, layer: str, norm: str) -> bool:
         """Return True if a quantized convolution can fold its batch norm while training."""
@@ -168,8 +165,8 @@ class GraphPlacer(Placer):
 
         A runtime computes a convolution in integers only if its output becomes integers at once, behind the batch norm
         that is folded into it and the ReLU that is fused with it; a linear layer, if an activation follows that is
-        fused with it, only if that one's output does; a product of two tensors, only if both are. OpenVINO can also
-        return floats: with ``float_outputs``, what no layer reads is left as it is.
+        fused with it, only if that one's output does; a product with what a convolution gives, only if both factors
+        are. OpenVINO can also return floats: with ``float_outputs``, what no layer reads is left as it is.
         """
         norms = dict(self._graph.conv_bn_pairs())
         for node, layer in self._layers.items():
@@ -185,7 +182,8 @@ class GraphPlacer(Placer):
                 self._quantize_together([result], "8bit")
         for node in self._graph.fx.nodes:
             sources = [self._graph.origin(read) for read in self._graph.readable(node)]
-            if self._graph.matches(node, ops.MULTIPLY) and len(sources) > 1 and self._has_layer_after(node):
+            multiplies = self._graph.matches(node, ops.MULTIPLY) and len(sources) > 1
+            if multiplies and self._has_layer_after(node) and self._follows_convolution(node):
                 new = [each for each in sources if each not in self._outputs and self._comes_from_chosen(each)]
                 self._quantize_together(new, "8bit")
 
@@ -209,6 +207,19 @@ class GraphPlacer(Placer):
             readers = self._graph.readers(readers[0])
         fused = len(readers) == 1 and self._graph.matches(readers[0], ops.FUSED_BY_LINEAR)
         return readers[0] if fused and self._has_layer_after(readers[0]) else None
+
+    def _follows_convolution(self, node: fx.Node) -> bool:
+        """Return True if one of the layers just before a node is a convolution; linear layers can return floats."""
+        ahead, seen = list(node.all_input_nodes), set[fx.Node]()
+        while ahead:
+            if (each := ahead.pop()) in seen:
+                continue
+            seen.add(each)
+            if each not in self._layers:
+                ahead += each.all_input_nodes
+            elif isinstance(self._layers[each], ops.FORWARD_CONVOLUTIONS):
+                return True
+        return False
 
     def _comes_from_chosen(self, source: fx.Node) -> bool:
         """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""
@@ -267,8 +278,3 @@ class GraphPlacer(Placer):
 
     def _has_layer_after(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())
-
-
-def _is_sum(node: fx.Node) -> bool:
-    """Return True for an einsum of one tensor, which multiplies nothing."""
-    return ops.EINSUM.matches(node) and len(node.args) == 2 and isinstance(node.args[1], fx.Node)

@@ -58,7 +58,7 @@ class Placement:
 
     def with_plain_layers(self, model: nn.Module) -> nn.Module:
         """Return the float network with the layers that get quantizers as modules; it shares all tensors."""
-        model = transformer.split_attentions(model, self.attention)
+        model = transformer.split_layers(model, self.attention)
         return plain_network(model, self.recorded) if self.plain or self.recorded else model
 
     def apply(self, model: nn.Module) -> nn.Module:

@@ -19,13 +19,15 @@ from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
 from micronet.graph import ops
 from micronet.graph.trace import trace, trace_both
 from micronet.models import transformer
+from micronet.models.cells import is_cell
 from micronet.models.computed import is_computed
 from micronet.models.device import Example
 from micronet.models.inputs import TORCHSCRIPT
 from micronet.models.modes import copy_model
-from micronet.quantization.config import FIRST_OR_LAST, QuantConfig
+from micronet.quantization.calls import COMPUTED_WEIGHT
+from micronet.quantization.config import FIRST_OR_LAST, NO_DEFORMABLE, QuantConfig
 from micronet.quantization.dry_run import find_idle, find_infinite
-from micronet.quantization.graph_placer import COMPUTED_WEIGHT, GraphPlacer
+from micronet.quantization.graph_placer import GraphPlacer
 from micronet.quantization.layers import has_weight_slot, is_complex
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import LayerPlacer
@@ -84,15 +86,24 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     return model
 
 
+def _splits(model: nn.Module) -> list[list[str]]:
+    """Return the layers to try to split: all attentions and cells, or those of one kind."""
+    every, attentions = transformer.splittable_layers(model), transformer.splittable_attentions(model)
+    cells = [name for name in every if name not in attentions]
+    return [every, attentions, cells] if attentions and cells else [every] if every else []
+
+
 def _place(model: nn.Module, config: QuantConfig, example: Example | None, infinite: Collection[str]) -> Placement:
-    heads = transformer.splittable_attentions(model)
-    graph = trace(transformer.with_split_attentions(model), example) if heads else None
-    if graph is None:  # a forward may read an attention's own tensors
-        heads, graph = [], trace(model, example) or trace_both(model, example)
+    graph, split = None, list[str]()
+    for split in _splits(model):  # a forward may read their own tensors
+        if (graph := trace(transformer.with_split_layers(model, split), example)) is not None:
+            break
+    else:
+        split, graph = [], trace(model, example) or trace_both(model, example)
     placement = (
         LayerPlacer(model, config, infinite) if graph is None else GraphPlacer(graph, config, infinite)
     ).placement
-    placement.attention = heads
+    placement.attention = split
     if graph is not None:
         placement.plain, placement.recorded = bool(graph.plain), graph.recorded
     training = set() if graph is None else {str(node.target) for node in graph.training.nodes}
@@ -104,10 +115,14 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
             if name not in placement.inputs:
                 why = TRAINING_ONLY if name in training else _inside_leaf(name, network) or UNCALLED
                 placement.left_float.setdefault(name, why)
+        elif ops.full_name(type(module)) == ops.DEFORMABLE_MODULE:
+            placement.left_float[name] = NO_DEFORMABLE
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in _LAYERS:
             placement.left_float[name] = f"it is part of {TORCHSCRIPT}"
         elif isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and is_complex(module):
             placement.left_float[name] = "its weights are complex numbers"
+        elif is_cell(module):
+            placement.left_float[name] = "forward() reads its own tensors, or cannot be traced"
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = (
                 COMPUTED_WEIGHT if is_computed(module) else f"{type(module).__name__} has no int8 form"

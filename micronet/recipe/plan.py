@@ -79,6 +79,7 @@ class _Planner:
         self._histories: dict[Path, list[str]] = {}
         self._chosen: set[Path] = set()  # networks that only a search knows the history of
         self._codes: dict[Path, str | None] = {}  # file -> the code that an entry named for it, if any
+        self._tasks: dict[Path, str | None] = {}  # file -> its task, if that is the user's code
 
     def add(self, entry: Entry, stage: type[Stage]) -> None:
         """Bind one entry."""
@@ -98,10 +99,17 @@ class _Planner:
         for path in inputs:
             if path not in self._made.values() and not path.exists() and path != NO_FILE:
                 raise self._recipe.error(entry.line, str(unknown("stage or file", str(path), self._made)))
+        files = [] if argument is None else _paths(values.get(argument.name))
         if argument is not None and not {"model", "trust_code"} & values.keys() and "trust_code" in known:
-            values |= self._allowed_code(entry, _paths(values.get(argument.name)))
+            values |= self._allowed_code(entry, files)
+        task = values.get("task") or self._task_of(files)
+        if task is not None and "task" in known:
+            values["task"] = task
         output = self._bind(entry, stage, values, inputs)
-        self.planned.append(Planned(entry, stage, values, output, [*inputs, *files_named(entry.options)]))
+        if made := self._made.get(entry.name):
+            self._tasks[made] = task if ":" in (task or "") else None
+        named = files_named({**entry.options, "task": task})
+        self.planned.append(Planned(entry, stage, values, output, [*inputs, *named]))
 
     def _bind(self, entry: Entry, stage: type[Stage], values: dict[str, Any], inputs: list[Path]) -> Path | None:
         """Choose the output, configure the stage and check the order; return the output."""
@@ -148,6 +156,11 @@ class _Planner:
                 )
         code = codes.pop() if len(codes) == 1 else None
         return {"model": code} if code else {"trust_code": True} if any(codes) else {}
+
+    def _task_of(self, files: list[Path]) -> str | None:
+        """Return the task of a stage's inputs if it is the user's code, which only a recipe may name, not a file."""
+        tasks = {self._tasks.get(path) for path in files}
+        return tasks.pop() if len(tasks) == 1 else None
 
     def _history(self, entry: Entry, path: Path | None) -> list[str] | None:
         """Return the stages that an input will have gone through; None if it is not an artifact."""

@@ -6,13 +6,14 @@ from typing import Any
 
 import onnx
 
-from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, PRODUCTS, RECURRENT, WEIGHTED_OPS
+from micronet.onnx.ops import CONVOLUTIONS, DEFORMABLE, DEQUANTIZE, INTEGER_LAYERS, PRODUCTS, RECURRENT, WEIGHTED_OPS
 
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
 NOTHING = slice(0)
 # An operator -> those of its inputs that hold parameters if they are constant.
 PARAMETERS = {
     **dict.fromkeys((*CONVOLUTIONS, "PRelu"), slice(1, None)),
+    DEFORMABLE: slice(1, 4, 2),  # the offsets are between the weight and the bias
     **dict.fromkeys((*PRODUCTS, "Add", "Mul", "Einsum"), slice(None)),
     **dict.fromkeys(RECURRENT, slice(1, 4)),
     **dict.fromkeys(NORMS, slice(1, 3)),
@@ -20,7 +21,7 @@ PARAMETERS = {
 }
 UNKNOWN = [0, 0]  # sizes
 # Products whose multiply-accumulates no formula here gives.
-UNCOUNTED = INTEGER_LAYERS | {"Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv"}
+UNCOUNTED = INTEGER_LAYERS | {"Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum"}
 
 
 def stored_parameters(graph: Any) -> int:
@@ -70,7 +71,7 @@ def count_macs(proto: onnx.ModelProto) -> int | None:
     for node in graph.node:
         if node.op_type in UNCOUNTED:
             return None
-        if node.op_type in WEIGHTED_OPS | RECURRENT:
+        if node.op_type in WEIGHTED_OPS | RECURRENT | {DEFORMABLE}:
             macs = _macs(node.op_type, [sizes.get(name) or UNKNOWN for name in (*node.input[:3], node.output[0])])
             if not macs:
                 return None
@@ -85,6 +86,8 @@ def _macs(kind: str, sizes: list[list[int]]) -> int:
         return math.prod(first) * math.prod(second[1:])
     if kind == "Conv":
         return math.prod(output) * math.prod(second[1:])
+    if kind == DEFORMABLE:  # at every place of the offsets
+        return sizes[2][0] * math.prod(sizes[2][2:]) * math.prod(second)
     if kind in RECURRENT:
         return first[0] * first[1] * (math.prod(second) + math.prod(sizes[2]))
     if kind == "Gemm":

@@ -25,7 +25,8 @@ from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import GraphView
-from micronet.onnx.integers import FLOAT_TRANSPOSED, FLOAT_WEIGHTS, Kind, count_layers, kind_of
+from micronet.onnx.integers import FLOAT_TRANSPOSED, FLOAT_WEIGHTS, count_layers
+from micronet.onnx.other_layers import Kind, kind_of
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described
 from micronet.runtimes.onnx_cost import input_shapes, stored_parameters
@@ -201,7 +202,7 @@ class Layer:
     """A layer with stored weights."""
 
     name: str
-    kind: Kind  # see ``onnx.integers.kind_of``
+    kind: Kind  # see ``onnx.other_layers.kind_of``
     quantized: bool  # whether its weights are integers
     nodes: list[str]  # what OpenVINO may call it
     transposed: bool = False

@@ -67,7 +67,7 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.onnx.integer_words import describe
         from micronet.onnx.integers import count_integer_layers
         from micronet.onnx.sharing import share_weights
-        from micronet.onnx.speed import measure_speed
+        from micronet.onnx.speed import measure_size, measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
@@ -98,7 +98,9 @@ class ExportOnnx(CheckedSettings, Stage):
             int8 = share_weights(unpack_weights(proto))
             about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": int8.ByteSize()}
         if (integers := count_integer_layers(proto)) is not None:
-            if not (self.timing.skip_timing or context.temporary):
+            if self.timing.skip_timing and not context.temporary:
+                integers |= measure_size(proto)
+            elif not context.temporary:
                 progress.step("timing the file", 0, 1)
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}

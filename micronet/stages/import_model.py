@@ -56,7 +56,7 @@ class Import(Stage):
         from micronet.stages.inputs import with_grey
         from micronet.stages.words import describe_inputs
         from micronet.tasks.task import CLASSIFICATION
-        from micronet.training.loop import check_model_fits
+        from micronet.training.fits import check_model_fits
 
         model, data = self.model, self.data
         arguments = model.arguments if model.width is None else {"width": model.width, **model.arguments}

@@ -26,7 +26,7 @@ from micronet.evaluation.network import Predictor
 from micronet.graph.user_lines import error_line
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
-from micronet.models.device import Example, Inputs, as_inputs, batch_length, head, to_device
+from micronet.models.device import Example, Inputs, as_inputs, batch_length, contiguous, head, to_device
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
@@ -103,7 +103,7 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
         take_in_order(artifact.model, dataset.inputs)
 
     def batches() -> Iterator[Any]:
-        return (images for images, _ in eval_batches(chosen, dataset.spec))
+        return (contiguous(inputs) for inputs, _ in eval_batches(chosen, dataset.spec))
 
     with evaluating(artifact.model) as predict:
         check_scores(predict, head(next(batches()), 1), dataset.spec, task=dataset.task)
@@ -210,7 +210,7 @@ def calibration_batches(
     split = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
     images = random_subset(split, config.batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
-        yield to_device(inputs, device)
+        yield to_device(contiguous(inputs), device)
 
 
 def check_accepts(model: nn.Module, batch: Any) -> None:
@@ -277,7 +277,7 @@ def cached(
 
 def _folder(place: Path, dataset: Dataset) -> Split:
     if dataset.spec.inputs is not None:
-        if source := open_inputs(place, None):
+        if source := open_inputs(place):
             return source.train()
         raise MicronetError(
             f"--calib-data {place} holds no inputs of this network, {describe_inputs(dataset.spec.inputs)}; specify an "

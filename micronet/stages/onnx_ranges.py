@@ -43,8 +43,8 @@ def choose_ranges(
     quantized: Callable[[Ranges], onnx.ModelProto],
     *,
     signed: bool,
-) -> Ranges:
-    """Return the range of every activation.
+) -> tuple[Ranges, str | None]:
+    """Return the range of every activation, and the calibrator that found them; None: a cache of TensorRT's has them.
 
     Args:
         folded: A float model from ``prepare``.
@@ -63,12 +63,12 @@ def choose_ranges(
                 f"{cache} has no ranges for these tensors, so the nodes that use them stay in float: "
                 f"{', '.join(missing[:LISTED])}"
             )
-        return known
+        return known, None
     histograms = _histograms(folded, config, feeds, progress, signed=signed)
     names = CALIBRATORS if config.calibrator is None else (config.calibrator,)
     found = {each: posttraining.find_ranges(histograms, each, config.percentile, signed=signed) for each in names}
     if len(found) == 1:
-        return found[names[0]]
+        return found[names[0]], names[0]
     runs = sampled(feeds, CHOICE_RUNS)
     agreement = {each: _agreement(folded, quantized(ranges), runs) for each, ranges in found.items()}
     best = min(names, key=lambda each: agreement[each]["error"])
@@ -77,7 +77,7 @@ def choose_ranges(
             f"--calibrator {best}, which keeps the outputs closer to the float model's than {names[0]} "
             f"({closeness(agreement[best])} vs. {closeness(agreement[names[0]])} on calibration inputs)"
         )
-    return found[best]
+    return found[best], best
 
 
 def _agreement(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, float]:

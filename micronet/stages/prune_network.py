@@ -28,7 +28,7 @@ from micronet.stages.train import fit_stage, keep
 from micronet.tasks.agreement import energy
 from micronet.tasks.task import outputs_of
 from micronet.training.config import RunContext
-from micronet.training.loop import check_model_fits
+from micronet.training.fits import check_model_fits
 from micronet.training.preset import settle
 
 GRADIENT_BATCHES = 8
@@ -178,6 +178,7 @@ def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) ->
     Without labels, the loss is the outputs' energy.
     """
     model.to(run.device).zero_grad(set_to_none=True)
+    check_model_fits(model, dataset)  # and find out the memory format that it takes
     images, layout = random_subset(dataset.train, GRADIENT_BATCHES * BATCH, run.seed), memory_format(model)
     with eval_mode(model):
         for batch in eval_batches(images, dataset.spec, BATCH):

@@ -8,21 +8,15 @@ from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 from micronet.onnx.config import InputConfig
-from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
+from micronet.quantization.config import FLOAT_BITS, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TimingConfig, TrainingSettings, check_teacher, input_file
+from micronet.stages.quantize_defaults import is_taught, with_defaults
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Purpose, Stage
 from micronet.stages.train import run_context
 from micronet.stages.words import noun_of, stage_after_training
 from micronet.training.config import TrainConfig
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
-QAFT_LR = 1e-5
-# The smaller of the weights' and the activations' bits -> the learning rate that worked best (see BENCHMARKS.md).
-LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
-TAUGHT_BITS = 4  # up to which QAT gains from the float network's scores (BENCHMARKS.md, "Learned scales")
-LEVELS_MUON_LR = 0.01  # with binary activations (scripts/bench_binary.py); weights with levels alone: LEVEL_WEIGHTS_LR
-LEVEL_WEIGHTS_LR = 0.001  # at 0.01, nin_3x3 has 58 % instead of 80 % after the first of three epochs
-FLOAT_WEIGHTS = 0.5  # a share of the steps, for binary weights; ternary ones gain nothing from it
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Quantize(TrainingSettings, Stage):
         mode, recovery = self.calibration.mode, self.recovery
         if self.artifact is not None:
             self.model.check_unused()
-        if not self._is_taught:
+        if not is_taught(self.calibration, self.quantization):
             check_teacher(self.training)
         if self.is_onnx:
             self._check_onnx()
@@ -225,7 +219,8 @@ class Quantize(TrainingSettings, Stage):
         if artifact is None:
             artifact, path = float_artifact(self, run)
             path = None if context.temporary else path
-        settled = self._with_defaults(path)
+        task = self.data.task or (artifact.data or {}).get("task")
+        settled = with_defaults(self, path, task)
         if settled.training.distill != self.training.distill:
             context.progress.line(f"also distilling from {path}; to turn this off, pass --distill-weight 0")
         if share := settled.calibration.float_weights:
@@ -250,51 +245,9 @@ class Quantize(TrainingSettings, Stage):
         if self.data.data is not None:
             context.progress.line("the data have no labels, so ranges are set, but nothing is trained")
 
-    def _with_defaults(self, teacher: Path | None) -> "Quantize":
-        """Return the stage with the defaults that depend on other settings; ``teacher``: the float artifact."""
-        training, calibration, bits = self.training, self.calibration, self.quantization
-        learns_levels = self._has_levels and calibration.mode == "qat"
-        if learns_levels and training.preset is None:
-            training = replace(training, preset="fast")
-        if self._is_taught and training.distill is None:
-            training = replace(training, distill=teacher)
-        if training.lr is None:
-            training = replace(training, lr=self._learning_rate(training))
-        both = bits.w_bits == bits.a_bits == "binary"
-        if learns_levels and both and calibration.float_weights is None and training.patience is None:
-            calibration = replace(calibration, float_weights=FLOAT_WEIGHTS)
-        return replace(self, training=training, calibration=calibration)
-
-    def _learning_rate(self, training: TrainConfig) -> float:
-        """Return the default learning rate: the fewer the bits, the farther the weights have to move."""
-        if self.calibration.mode == "qaft":
-            return QAFT_LR
-        if self._has_levels and training.chosen("optimizer") == "muon":
-            return LEVELS_MUON_LR if self.quantization.a_bits == "binary" else LEVEL_WEIGHTS_LR
-        return next(rate for bits, rate in LEARNING_RATES if self._fewest_bits <= bits)
-
-    @property
-    def _fewest_bits(self) -> int:
-        """The smaller of the weights' and the activations' bits."""
-        return min(_count(self.quantization.w_bits), _count(self.quantization.a_bits))
-
-    @property
-    def _is_taught(self) -> bool:
-        """Whether the float network is the teacher unless another one is given."""
-        return self.calibration.mode == "qat" and self._fewest_bits <= TAUGHT_BITS
-
-    @property
-    def _has_levels(self) -> bool:
-        """Whether weights or activations are binary or ternary."""
-        return isinstance(self.quantization.w_bits, str) or isinstance(self.quantization.a_bits, str)
-
     def write(self, product: Any, path: Path) -> None:
         """Write an artifact or an ONNX file."""
         if self.is_onnx:
             write_bytes(path, product.SerializeToString())
         else:
             super().write(product, path)
-
-
-def _count(bits: Bits) -> int:
-    return bits if isinstance(bits, int) else {"binary": 1, "ternary": 2}[bits]

@@ -50,12 +50,14 @@ from micronet.stages.inputs import (
     validation_accuracy,
 )
 from micronet.stages.quantize import Quantize
+from micronet.stages.quantize_defaults import stays_close
 from micronet.stages.train import fit_stage, say_start
 from micronet.tasks.task import describe
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import RunContext, TrainHooks
-from micronet.training.loop import check_model_fits, fit_artifact
+from micronet.training.fits import check_model_fits
+from micronet.training.loop import fit_artifact
 from micronet.training.preset import settle
 
 
@@ -156,7 +158,8 @@ class Quantizing:
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
         training = settle(training, began, dataset, self.run)
-        hooks = TrainHooks(observing, config=settings, way_out="--mode ptq, which does not train,")
+        close = stays_close([record])
+        hooks = TrainHooks(observing, as_evaluated=close, config=settings, way_out="--mode ptq, which does not train,")
         if share := self.settings.calibration.float_weights:
             staged = StagedWeights(model, share)
             hooks = replace(hooks, observe=staged.observing, before_step=staged.before_step)
@@ -171,7 +174,7 @@ class Quantizing:
         """Train a quantized artifact with frozen ranges and batch norms."""
         dataset = open_data(self.settings.data, self.artifact, self.run.seed)
         freeze(self.artifact.model)
-        hooks = TrainHooks(frozen, config={"mode": "qaft"})
+        hooks = TrainHooks(frozen, as_evaluated=stays_close(self.artifact.history), config={"mode": "qaft"})
         return fit_stage("finetune", self.artifact, dataset, self.settings.training, self.run, hooks)
 
     def _equalized(self) -> Artifact:

@@ -63,7 +63,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     if not stage.timing.skip_timing:
         integers |= measure_files(model.proto, int8, feeds[0])
-    about = {"warnings": warnings, "integers": {**integers, "words": describe(integers)}}
+    about = {"calibrator": made.calibrator, "warnings": warnings, "integers": {**integers, "words": describe(integers)}}
     return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
 
 
@@ -78,10 +78,14 @@ def _check_integers(found: dict[str, Any]) -> None:
 
 
 class _Made(NamedTuple):
-    """A quantized model, its layers in float with the reasons, the float model, and how to quantize it with others."""
+    """A quantized model, its layers in float with the reasons, the float model, and how to quantize it with others.
+
+    ``calibrator``: of its ranges; None: they were read.
+    """
 
     int8: onnx.ModelProto
     floats: dict[str, str]
+    calibrator: str | None
     folded: onnx.ModelProto
     requantize: Requantize
 
@@ -124,7 +128,9 @@ def _quantized(
             excluded={**left_out[id(ranges)], **others},
         )  # fmt: skip
 
-    found = choose_ranges(folded, ranges, progress, feeds or [], lambda each: quantized(each, {}), signed=signed)
+    found, calibrator = choose_ranges(
+        folded, ranges, progress, feeds or [], lambda each: quantized(each, {}), signed=signed
+    )
     requantize = partial(quantized, found)
     int8 = requantize({})
     if correct and feeds:
@@ -135,7 +141,7 @@ def _quantized(
     if stores_halves(model.proto):
         store_halves(int8)
     note(int8, left_float=floats)
-    return _Made(int8, floats, folded, requantize)
+    return _Made(int8, floats, calibrator, folded, requantize)
 
 
 def _left_out(

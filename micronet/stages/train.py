@@ -13,6 +13,7 @@ from micronet.errors import MicronetError
 from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
+from micronet.stages.quantize_defaults import stays_close
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.stages.words import introduce, noun_of, stage_after_training
 from micronet.training.config import TrainConfig
@@ -150,7 +151,7 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
         run = run_context(self, context)
         dataset = open_data(self.data, artifact, run.seed)
         is_qaft = is_frozen(artifact.model) or any(record.config.get("mode") == "qaft" for record in artifact.history)
-        hooks = TrainHooks(frozen if is_qaft else observing)
+        hooks = TrainHooks(frozen if is_qaft else observing, as_evaluated=stays_close(artifact.history))
         say_start(dataset, artifact, self.training, run)
         return trained(fit_stage("finetune", artifact, dataset, self.training, run, hooks))
 

@@ -87,7 +87,7 @@ class Agreement(Task):
     def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Open arrays of inputs, a folder of .npy files, or any images, whose labels do not matter."""
         path = Path(place)
-        source = open_inputs(path, image_size)
+        source = open_inputs(path)
         if source is None and path.is_dir():
             source = open_unlabeled(path, image_size)
         return source or open_images(place, image_size)

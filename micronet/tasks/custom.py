@@ -35,11 +35,13 @@ class Custom(Task):
         if not self.main:
             raise MicronetError(f'--task {name} does not name its main metric; add, for example, main = "map50"')
         self.higher_is_better = bool(getattr(self._own, "higher_is_better", True))
+        listed = getattr(self._own, "lower_is_better", ())
+        self._lower_is_better = (listed,) if isinstance(listed, str) else tuple(listed)
+        if self.main in self._lower_is_better:
+            self.higher_is_better = False
 
     def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Read the parts that the user's ``data`` returns; without a validation part, train is split."""
-        if image_size is not None:
-            raise MicronetError(f"--image-size has no effect with --task {self.name}, which reads the data; drop it")
         validation = self._call("data", place, "validation")
         return DataSource(
             train=partial(self._part, place, "train"),
@@ -58,6 +60,10 @@ class Custom(Task):
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise MicronetError(f"--task {self.name}: loss returned {got}; it must return a tensor with one number")
         return loss
+
+    def prefers_more(self, metric: str) -> bool:
+        """Return whether larger values of a metric are better, by the user's list or by its name."""
+        return metric not in self._lower_is_better and super().prefers_more(metric)
 
     def meter(self) -> "CustomMeter":
         """Return a meter that is a new instance of the user's class."""

@@ -4,6 +4,7 @@ Outputs are one tensor or, if a network returns several, a list of them in its o
 outside a task assumes what they mean.
 """
 
+import re
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 CLASSIFICATION = "classification"
 OTHER_TASKS = "for other networks, use --task segmentation, --task agreement or --task FILE.py:TASK"
 OWN_TASK = "for other labels, write a task of your own (docs/tasks.md)"
+# The last words of the names of metrics of which less is better.
+LESS_IS_BETTER = {"loss", "error", "mae", "mse", "rmse", "mape", "nll", "perplexity", "wer", "cer", "fid"}
 Outputs = Tensor | list[Tensor]
 
 
@@ -91,6 +94,12 @@ class Task(ABC):
     def quality(self, metrics: dict[str, float]) -> float:
         """Return the main metric, negated if smaller values are better."""
         return metrics[self.main] if self.higher_is_better else -metrics[self.main]
+
+    def prefers_more(self, metric: str) -> bool:
+        """Return whether larger values of a metric are better: of one that is not the main one, its name tells."""
+        if metric == self.main:
+            return self.higher_is_better
+        return re.split(r"[^a-z0-9]+", metric.lower())[-1] not in LESS_IS_BETTER
 
 
 def load_task(name: str | None, recorded: str = CLASSIFICATION) -> Task:

@@ -158,6 +158,7 @@ class TrainHooks:
     observe: Callable[["nn.Module"], AbstractContextManager[Any]] = nullcontext  # around the steps of each epoch
     before_step: Callable[[float], None] | None = None  # receives the share of the training that is over, 0 to 1
     penalty: Callable[[], None] | None = None  # adds to the gradients between backward and the optimizer's step
+    as_evaluated: bool = False  # if the task is to stay close to a reference: without dropout, norms as they are
     keep: Literal["best", "last"] = "best"  # the result: the best epoch's weights on validation images, or the last's
     config: dict[str, Any] = field(default_factory=dict)  # the stage's settings; to resume, they must be the same
     largest_fall: float = 0.02  # of the main metric in validation, relative, without a warning; infinity: not measured

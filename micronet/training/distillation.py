@@ -16,7 +16,7 @@ from micronet.core.files import file_hash
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
-from micronet.models.device import inference_format
+from micronet.models.device import inference_format, place_inputs
 from micronet.models.modes import copy_model
 from micronet.tasks.agreement import relative_error
 from micronet.tasks.task import Outputs, Task, first_output, outputs_of
@@ -34,7 +34,8 @@ class Teacher:
     @torch.no_grad()
     def outputs(self, inputs: tuple[Tensor, ...]) -> Outputs:
         """Return the teacher's outputs for a batch of inputs."""
-        return outputs_of(self.model(*inputs))
+        own = place_inputs(inputs, inputs[0].device, inference_format(self.model))
+        return outputs_of(self.model(*own))
 
     def blend(self, loss: Tensor, outputs: Outputs, inputs: tuple[Tensor, ...], task: Task) -> Tensor:
         """Return the student's loss from labels with the teacher's part included.

@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact
 from micronet.core import ranks
 from micronet.core.machine import memory_mib, tune_allocator
-from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
+from micronet.data.batches import batch_sizes, resized, train_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, StoppedError, count
-from micronet.evaluation.accuracy import check_scores, evaluating, predictor
-from micronet.models.device import memory_format
+from micronet.evaluation.accuracy import evaluating, predictor
+from micronet.models.modes import train_as_evaluated
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
 from micronet.training.distillation import Teacher, load_teacher, teacher_hash
 from micronet.training.fall import can_be_undone, describe_fall, is_fall
+from micronet.training.fits import check_model_fits, prepare_training
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
 from micronet.training.validation import evaluate_distributed, prefixed, validate
@@ -59,8 +60,7 @@ class Trainer:
             StoppedError: The deadline has passed. The last checkpoint remains in all three cases.
         """
         tune_allocator()
-        self.model.to(self.context.device).to(memory_format=memory_format(self.model))
-        check_model_fits(self.model, self.data)
+        prepare_training(self.model, self.data, self.context.device)
         if not self.config.epochs:
             return {}
         self._check_config()
@@ -180,7 +180,10 @@ class Trainer:
             seed=seed, epoch=epoch, start=state.step * config.accumulate, device=self.context.device,
             flip=config.chosen("flip"), cutout=config.chosen("cutout"),
         )  # fmt: skip
-        self.model.train()
+        if self.hooks.as_evaluated and self.data.task.needs_reference:
+            train_as_evaluated(self.model)
+        else:
+            self.model.train()
         before, started = state.images, time.perf_counter()
         with self.hooks.observe(self.model):
             while state.step < steps:
@@ -229,16 +232,6 @@ class Trainer:
         )
 
 
-def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None, name: str = "the network") -> None:
-    """Raise MicronetError if a model does not return what the task expects for a validation image or sample.
-
-    ``size``: the height and width in pixels that the image is scaled to; None: its own. ``name``: what errors call it.
-    """
-    inputs, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size or data.image_height))
-    with evaluating(model) as predict:
-        check_scores(predict, inputs, data.spec, name, data.task)
-
-
 def fit_artifact(
     artifact: Artifact, data: Dataset, config: TrainConfig, context: RunContext, hooks: TrainHooks = NO_HOOKS
 ) -> Artifact:
@@ -256,8 +249,9 @@ def fit_artifact(
         "initial_weights": context.initial_weights,
         "teacher": teacher_hash(config, context),
     }
-    if teacher is not None and data.task.needs_reference:
+    if teacher is not None:
         check_model_fits(teacher.model, data, name=f"--distill {config.distill}")
+    if teacher is not None and data.task.needs_reference:
         data, teacher = data.with_reference(predictor(teacher.model)), None
     warns = bool(artifact.history) and hooks.largest_fall < math.inf
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher, warns).fit()

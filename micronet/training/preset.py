@@ -24,7 +24,7 @@ from micronet.tasks.task import CLASSIFICATION
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import DEFAULT_LR, DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
-from micronet.training.loop import check_model_fits
+from micronet.training.fits import check_model_fits, prepare_training
 from micronet.training.step import OPTIMIZERS, TrainStep
 from micronet.training.whitening import whitened_layer
 
@@ -204,7 +204,9 @@ def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> tuple[
 
     Each is the least of several, taken in turns, so that other processes hardly change their order.
     """
-    trial = copy_model(model).to(memory_format=memory_format(model)).train()
+    trial = copy_model(model)
+    prepare_training(trial, data, torch.device("cpu"))
+    trial.train()
     optimizer = OPTIMIZERS["sgd"](trial.parameters())  # it takes no step
     steps = [
         TrainStep(trial, optimizer, replace(config, amp=amp, ema=0.0), torch.device("cpu"), task=data.task)

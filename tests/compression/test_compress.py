@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 import micronet as api
 from micronet.artifact.header import read_header
+from micronet.cli.compress_view import show_search
 from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
 from micronet.errors import MicronetError
@@ -112,10 +113,23 @@ def test_compress_keeps_the_contracts_of_a_recipe(tmp_path):
             _plan(tmp_path, *stages)
     onward = [f'command = "{name}"\nartifact = "compress"' for name in ("pack", "export-onnx")]
     assert len(_plan(tmp_path, train, small, *onward)) == 5  # with the comparison
-    own = _plan(tmp_path, f'{train}\ntask = "task.py:Own"', 'command = "export-onnx"')[-1]
-    assert (own.stage.name, own.values["task"]) == ("compare", "task.py:Own")  # or it would not run
     file = _plan(tmp_path, train, 'command = "compress"\nname = "own"\nartifact = "net.onnx"')[1]
     assert file.values["output"] == tmp_path / "out" / "own" and file.output is None
+
+
+def test_a_users_task_is_named_once_in_a_recipe(tmp_path):
+    train, other = (f'command = "train"\nname = "{name}"\nmodel = "lenet_bn"\n' for name in ("float", "other"))
+    onward = ["prune", "quantize", "bn-fuse", "export-onnx", "evaluate", "compress"]
+    stages = [f'command = "{name}"' for name in onward]
+    stages[-1] += '\nartifact = "float"\noutput = "small"'
+    own = [each.values.get("task") for each in _plan(tmp_path, f'{train}task = "task.py:Own"', *stages)]
+    assert own == ["task.py:Own"] * 3 + [None] + ["task.py:Own"] * 4  # bn-fuse has no task; the last is the comparison
+    given = _plan(
+        tmp_path, f'{train}task = "task.py:Own"', 'command = "evaluate"\ntask = "agreement"', other, stages[0]
+    )
+    assert [each.values.get("task") for each in given[1:4]] == ["agreement", None, None]
+    named = _plan(tmp_path, f'{train}task = "segmentation"', stages[0])  # which the file records and may choose
+    assert named[1].values.get("task") is None
 
 
 def _plan(tmp_path, *stages):
@@ -124,6 +138,18 @@ def _plan(tmp_path, *stages):
     text = "".join(f"[[stage]]\n{each}\n" for each in stages).replace("net.onnx", f"{tmp_path}/net.onnx")
     path.write_text(f'folder = "{tmp_path}/out"\n{text}')
     return plan(read_recipe(path))
+
+
+def test_what_the_budget_left_out_is_said_in_a_line(small, capsys):
+    """During the search each was said, and front.json keeps them all."""
+    found = json.loads((small / "front.json").read_text())
+    about = {"chosen": found["candidates"][0], "noun": "image", "tested_on": "", "output": "out", "names": []}
+    for number, said in ((1, "no time for 0;"), (2, "no time for some candidates, which front.json names")):
+        left_out = [f"no time for {each}; a larger --budget would give it" for each in range(number)]
+        show_search({**found, **about, "words": ["chosen: x", *left_out], "left_out": left_out})
+        lines = capsys.readouterr().out.splitlines()
+        [line] = [line for line in lines if "no time" in line]
+        assert line.startswith(said) and "chosen: x" in lines
 
 
 def test_candidates_leave_the_test_data_alone(small):
@@ -207,9 +233,12 @@ def test_a_target_out_of_reach_is_a_failure():
 
 
 def test_a_dry_run_writes_nothing(micronet, original, tmp_path):
-    done = micronet("compress", original, *SIZE, "--dry-run", "-o", tmp_path / "out")
+    words = ["--target-size", "0.2", "--threads", "1024", "--limit", "160", "--dry-run", "-o", tmp_path / "out"]
+    done = micronet("compress", original, *words)
     assert done.code == 0, done.err
     assert "narrower" in done.out
+    assert "--threads 1024 is more than" in done.err
+    assert "validation images is 6.2 points, so a drop of 1 cannot be measured" in done.out
     assert not (tmp_path / "out").exists()
 
 

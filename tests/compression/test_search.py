@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from micronet.compression.bits import slow_times
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.judge import _of_parts, error_of_drop, quality_of_part
 from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
 from micronet.compression.plan import CRITERION, Basis, Plan
-from micronet.compression.point import Point, front
+from micronet.compression.point import Point, front, spell_drop
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import draw
 from micronet.compression.search import Walk, ladder, narrower, spread
@@ -27,10 +28,13 @@ from micronet.compression.words import (
     describe_errors,
     describe_floats,
     describe_int8,
+    describe_limit,
     describe_losses,
     describe_test,
     describe_threads,
     describe_unsure,
+    resolution_of,
+    table,
 )
 from micronet.compression.workshop import _is_the_plans
 from micronet.evaluation import plot
@@ -129,7 +133,8 @@ POINTS = [point("float", 0.0, 100), point("int8", 0.005, 30), point("half", 0.02
     [
         (0.01, None, "int8", ""), (0.03, None, "half", ""), (0.0, None, "float", ""), (0.03, 0.5, "int8", ""),
         (0.03, 1.0, "float", ""), (0.01, 0.2, "int8", "half meets it with a drop of 2.00 points"),
-        (0.01, 0.1, "int8", "the smallest candidate has 0.15 of it"),
+        (0.01, 0.1, "int8", "; the smallest candidate of all is half, with 0.15 and a drop of 2.00 points; raise"),
+        (0.6, 0.1, "half", "within --max-drop 60 is half, with 0.15 of the original's size; raise --target-size, or"),
     ],
 )  # fmt: skip
 def test_the_choice_is_the_least_within_the_drop(max_drop, target, chosen, says):
@@ -137,6 +142,35 @@ def test_the_choice_is_the_least_within_the_drop(max_drop, target, chosen, says)
     assert choice.point.name == chosen
     assert says in choice.miss
     assert bool(says) == bool(choice.miss)
+
+
+def test_a_missed_target_is_named_by_what_it_is_about():
+    points = [replace(each, latency_ms=each.size_bytes, macs=each.size_bytes) for each in POINTS]
+    said = {quantity: Goal(quantity, 0.01, 0.1).choose(points).miss for quantity in ("latency", "macs")}
+    assert "the fastest candidate within --max-drop 1 is int8, with 0.3 of the original's latency" in said["latency"]
+    assert "the candidate with the fewest multiply-accumulates of all is half" in said["macs"]
+    alike = [points[0], replace(points[1], latency_ms=101, drop=-0.1)]  # as fast within the noise of timing
+    assert Goal("latency", 0.01, 0.1).choose(alike).point is alike[1]
+    assert "--max-drop 1 is float, with 1 of" in Goal("latency", 0.01, 0.1).choose(alike).miss
+    unsure = [*points[:2], replace(points[2], drop_error=0.00123)]
+    assert Goal("size", 0.01, 0.2).choose(unsure).miss.endswith("2.00 ± 0.12 points: raise --max-drop to 2.13")
+
+
+def test_no_error_is_shown_below_that_of_one_sample():
+    """Samples that are alike in two networks do not say that none would differ; the choice is not changed by it."""
+    assert (resolution_of(144, "accuracy"), resolution_of(144, "mean_iou")) == (1 / 144, 0)
+    same = Point("int8", Plan(), drop_error=0.0, resolution=1 / 144, size_bytes=1)
+    assert spell_drop(same) == "0.00 ± 0.69 points"
+    assert spell_drop(replace(same, drop_error=0.02)) == "0.00 ± 2.00 points"
+    assert spell_drop(replace(same, drop_error=None)) == "0.00 points"
+    original = {**Point("float", Plan(), size_bytes=2).to_json(), "front": False}
+    assert table([original, {**same.to_json(), "front": True}], "int8")[2][1] == "+0.00 ± 0.69 pt"
+    assert Goal("size", 0.0).choose([Point("float", Plan(), size_bytes=2), same]).point is same
+
+
+def test_a_limit_matters_to_what_was_trained_here():
+    assert describe_limit(100, None, ["import"]) == describe_limit(100, 100, ["train"]) == []
+    assert describe_limit(100, None, ["import", "finetune"])[0].startswith("warning: --limit is not that of the train")
 
 
 def test_a_drop_as_large_as_the_one_allowed_is_kept():
@@ -266,14 +300,25 @@ def test_words_say_what_was_given_up_where():
     alone = {8: {"conv1": {"noise": 1.0, "drop": 0.009}}, 4: {"conv4": {"noise": 1.0, "drop": 0.021}}}
     lines = describe_choice(Point("x", plan), [("conv2", 16), ("conv3", 32)], alone, {})
     assert lines == [
-        "1 of 2 groups of channels are narrower: conv3 32 -> 8; whole: conv2",
+        "1 of 2 groups of channels is narrower: conv3 32 -> 8; whole: conv2",
         "weights have 4 bits, calibrated (PTQ)",
         "conv1 stays float: in integers alone it costs 0.90 points",
         "conv4 keeps 8 bits: alone it costs 2.10 points at 4",
     ]
-    [line] = describe_choice(Point("x", Plan(bits=8, floats=("a",))), [], {}, {"a": (0.046, 0.066)})[1:]
-    assert line == "a stays float: alone it takes 0.066 ms in integers, 0.046 ms in float"
+    costs = {8: {"a": {"noise": 1.0, "drop": 0.0}}}
+    lines = describe_choice(Point("x", Plan(bits=8, floats=tuple("abcde"))), [], costs, {"a": (0.046, 0.066)})
+    assert lines[1] == "a stays float: alone it takes 0.066 ms in integers, 0.046 ms in float"
+    assert lines[-1] == "1 more layer stays float"
     assert "nothing was given up" in describe_choice(Point("float", Plan()), [], {}, {})[0]
+
+
+def test_slow_layers_are_told_from_sensitive_ones():
+    notes = SimpleNamespace(found={"slow layers": {"value": ["b"]}, "slow alone layers": {"value": ["a", "b"]}})
+    prediction = SimpleNamespace(times=lambda plan, alone: dict.fromkeys(plan.floats, alone))
+    found = [
+        slow_times(SimpleNamespace(notes=notes), prediction, Plan(floats=tuple(each))) for each in ("ab", "b", "a")
+    ]
+    assert found == [{"a": True, "b": True}, {"b": False}, {}]
 
 
 def test_norms_are_folded_only_where_some_can_be():

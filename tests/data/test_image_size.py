@@ -119,3 +119,12 @@ def test_every_command_keeps_the_size(tmp_path, micronet):
     int8 = tmp_path / "int8.onnx"
     assert micronet("quantize", tmp_path / "a.onnx", "--mode", "ptq", "--data", folder, "-o", int8).code == 0
     assert len(micronet("predict", int8, folder / "test").out.splitlines()) == 12
+
+
+def test_a_recorded_size_is_no_option_that_arrays_refuse(tmp_path):
+    place = tmp_path / "x.npz"
+    np.savez(place, x=np.zeros((9, 3, 24, 40), np.float32))
+    trained_on = DataSpec(task="agreement", image_size=32)
+    assert len(load_data(str(place), like=trained_on).test) == 2
+    with pytest.raises(MicronetError, match=r"--image-size has no effect on the inputs in .*x\.npz; drop it"):
+        load_data(str(place), image_size=32, like=trained_on)

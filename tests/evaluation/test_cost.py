@@ -125,3 +125,8 @@ def test_parameters_may_be_a_modules_input():
     model = Tokens()
     assert count_macs(model, torch.zeros(2, 5, 4)) == (1 + 2 + 2 * 5) * 4 * 3
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_deformable_convolutions_count_like_others():
+    net = torchvision.ops.DeformConv2d(4, 6, 3, padding=1)
+    assert count_macs(net, (torch.zeros(1, 4, 8, 8), torch.zeros(1, 18, 8, 8))) == 64 * 6 * 4 * 9

@@ -1,9 +1,11 @@
 """The operator tables, and the questions that a traced graph answers by them."""
 
 import pkgutil
+from operator import attrgetter
 
 import pytest
 import torch
+import torchvision  # noqa: F401  # adds its operators to torch.ops
 from torch import nn
 from torch.nn import functional as F
 
@@ -18,9 +20,14 @@ FAMILIES = {name: value for name, value in vars(ops).items() if isinstance(value
 def test_every_entry_exists_in_this_torch(name):
     family = FAMILIES[name]
     assert all(issubclass(module, nn.Module) for module in family.modules)
-    functions = [pkgutil.resolve_name(each) if isinstance(each, str) else each for each in family.functions]
+    functions = [_resolve(each) if isinstance(each, str) else each for each in family.functions]
     assert all(callable(function) for function in functions)
     assert all(hasattr(torch.Tensor, method) for method in family.methods)
+
+
+def _resolve(name):
+    own = name.removeprefix("torch._ops.")  # torchvision's, in torch.ops once it is imported
+    return pkgutil.resolve_name(name) if own == name else attrgetter(own)(torch.ops)
 
 
 class Spelled(nn.Module):

@@ -1,15 +1,17 @@
 """Forwards recorded while they run: the record computes the same, for other values and other sizes of the batch too."""
 
+import copy
 from collections import namedtuple
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from micronet.errors import MicronetError
+from micronet.graph.graph_module import GraphModule
 from micronet.graph.record import record, record_network
 from micronet.graph.trace import trace
 
@@ -408,3 +410,11 @@ def test_code_that_looks_at_values_unless_a_tracer_runs_is_recorded_and_reads_no
         torch.testing.assert_close(recorded(x, mask), net(x, mask))
     assert not torch.jit.is_tracing()
     assert "norm.running_mean" not in recorded.code
+
+
+def test_a_network_that_runs_a_graph_prints_no_traceback_of_its_errors(capsys):
+    network = GraphModule(nn.Linear(2, 3), fx.symbolic_trace(nn.Linear(2, 3)).graph)
+    for each in (network, copy.deepcopy(network)):
+        with pytest.raises(RuntimeError):
+            each(torch.zeros(4, 5))
+    assert capsys.readouterr() == ("", "")

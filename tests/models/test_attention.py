@@ -10,7 +10,7 @@ from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.graph.trace import trace
 from micronet.models.attention import Attention, is_splittable
-from micronet.models.transformer import split_attentions, splittable_attentions
+from micronet.models.transformer import split_layers, splittable_attentions
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 N, L, S, E, HEADS = 3, 5, 7, 12, 4
@@ -119,7 +119,7 @@ def test_transformers_around_it_compute_what_torchs_do(name):
     torch.manual_seed(0)
     theirs, inputs, options = networks()[name]
     theirs = theirs.double()
-    ours = split_attentions(copy.deepcopy(theirs), splittable_attentions(theirs))
+    ours = split_layers(copy.deepcopy(theirs), splittable_attentions(theirs))
     assert not splittable_attentions(ours)
     for training in (True, False):
         outputs = []
@@ -134,7 +134,7 @@ def test_transformers_around_it_compute_what_torchs_do(name):
 def test_an_encoder_with_padding_does_not_go_around_our_attention():
     torch.manual_seed(0)
     theirs = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, HEADS, 16, batch_first=True), 2).eval()
-    ours = split_attentions(copy.deepcopy(theirs), ["layers.1.self_attn"])  # a mixed one
+    ours = split_layers(copy.deepcopy(theirs), ["layers.1.self_attn"])  # a mixed one
     x, padding = torch.randn(N, L, E), torch.zeros(N, L, dtype=torch.bool)
     padding[1, 3:] = True
     with torch.no_grad():
@@ -149,11 +149,11 @@ def test_an_attention_used_twice_stays_one():
             self.a = nn.MultiheadAttention(E, HEADS)
             self.b = self.a
 
-    model = split_attentions(Twice(), ["a"])
+    model = split_layers(Twice(), ["a"])
     assert model.a is model.b
     assert isinstance(model.a, Attention)
-    with pytest.raises(ValueError, match="a is not an attention"):
-        split_attentions(model, ["a"])
+    with pytest.raises(ValueError, match="a is neither an attention"):
+        split_layers(model, ["a"])
 
 
 def test_the_work_of_torchs_attention_is_counted_as_ours_is():
@@ -171,4 +171,4 @@ def test_the_work_of_torchs_attention_is_counted_as_ours_is():
     work = count_macs(theirs, x)
     products = 2 * (2 * 3 * 3 * E)  # scores, and values by scores, of two attentions
     assert work == 3 * (4 * E * E + 2 * 16 * E) + 3 * (2 * E * E + 2 * 4 * E) + products
-    assert count_macs(split_attentions(theirs, splittable_attentions(theirs)), x) == work
+    assert count_macs(split_layers(theirs, splittable_attentions(theirs)), x) == work

@@ -199,6 +199,20 @@ def test_what_moves_the_values_of_a_layer_too_small_for_integers_is_not_quantize
     assert pt.activations(pt.prepare(proto)) == []
 
 
+def test_small_layers_alone_are_quantized_if_that_makes_the_file_smaller():
+    def file(inputs, width):
+        text = f"g (float[n, {inputs}] x) => (float[n, {width}] y) {{ s = Sin(x) y = Gemm(s, w, b) }}"
+        return _file(text, w=np.random.default_rng(0).random((inputs, width), F32), b=np.ones(width, F32))
+
+    proto = file(16, 256)
+    small = _quantized(proto, [{"x": np.random.default_rng(0).random((4, 16), F32)}])
+    assert counts(count_integer_layers(small)) == (1, 1)
+    assert small.ByteSize() < 0.6 * proto.ByteSize()
+    for inputs, width in ((16, 8), (4, 2048)):
+        with pytest.raises(MicronetError, match=r"can be quantized: Gemm_1 \(too small to benefit from integer"):
+            pt.collect(pt.prepare(file(inputs, width)), [{}])
+
+
 def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
     body = "body (int64 i, bool c, float[4, 64] s) => (bool d, float[4, 64] t) { d = Identity(c) t = MatMul(s, w) }"
     proto = _file(
@@ -222,7 +236,9 @@ def test_a_network_whose_layers_are_all_in_a_branch_is_refused_with_the_way_on()
     proto = _file(
         f"g (bool c, float[4, 64] x) => (float[4, 64] z) {{ z = If<{branches}>(c) }}", w=np.eye(64, dtype=np.float32)
     )
-    with pytest.raises(MicronetError, match="layers inside If nodes stay in float; export the model without If, for"):
+    with pytest.raises(
+        MicronetError, match=r"\(layers inside If nodes stay in float\); export the model without If, for"
+    ):
         pt.collect(pt.prepare(proto), [{}])
 
 

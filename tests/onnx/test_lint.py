@@ -20,7 +20,7 @@ from micronet.onnx.export import to_onnx
 from micronet.onnx.integers import count_computed, count_integer_layers
 from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.lint import RULES, lint
-from micronet.onnx.rules.layers import CURES, OTHER_WIDTHS
+from micronet.onnx.rules.layers import CURES, NO_PRUNING
 from micronet.onnx.rules.rule import PTQ
 from micronet.onnx.rules.storage import STANDARD
 from micronet.quantization.calibrate import calibrate
@@ -341,6 +341,15 @@ def test_the_worst_widths_are_named_first():
     assert " 9 " in finding.message.partition(":")[2].split(",")[0]
 
 
+def test_pruning_is_not_advised_for_widths_below_the_multiple():
+    proto = widths(33, 4, 16)
+    note(proto, model={})
+    found = {finding.cure: finding.message for finding in lint(proto, "ort") if finding.rule == "channel-widths"}
+    [below], [above] = ([each for each in found if ("prune" in each) == cut] for cut in (False, True))
+    assert " 4 " in found[below] and "33" not in found[below]
+    assert " 33 " in found[above] and " 4 " not in found[above]
+
+
 def test_our_int8_file_has_no_error_and_runs_in_integers(micronet, chain):
     shown = micronet("check-onnx", chain / "int8.onnx", "--json")
     assert shown.json["errors"] == 0
@@ -464,7 +473,7 @@ def test_every_cure_is_a_command_with_options_that_exist(micronet, monkeypatch):
     shown = {command: micronet(command, "--help").out for cure in cures for command in COMMAND.findall(cure)}
     for cure in cures:
         commands = COMMAND.findall(cure)
-        assert commands or cure in (STANDARD, OTHER_WIDTHS)
+        assert commands or cure in (STANDARD, NO_PRUNING)
         for option in re.findall(r"--[a-z0-9-]+", cure):
             assert any(re.search(rf"{option}\b", shown[command]) for command in commands), (cure, option)
 

@@ -20,6 +20,7 @@ from micronet.onnx.integer_words import describe, slow_cause
 from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.low_bits import to_int4
+from micronet.onnx.optimized import costly_activations
 from micronet.onnx.posttraining import prepare
 from micronet.onnx.rewrite import embed_preprocessing, to_half
 from micronet.runtimes.config import RuntimeOptions
@@ -177,6 +178,16 @@ def test_an_activation_after_the_last_layer_does_not_make_a_network_slow():
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.GELU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Tanh()]
     proto = to_onnx(micronet.quantize(torch.nn.Sequential(*layers), data=[IMAGES], mode="ptq"), IMAGES)
     assert count_integer_layers(proto)["activations"] == ["Gelu"]
+
+
+@pytest.mark.parametrize(("pairs", "blamed"), [(1, ["Sigmoid"]), (4, [])])
+def test_an_activation_is_only_blamed_if_not_much_else_is_rounded(pairs, blamed):
+    nodes = [onnx.helper.make_node("DequantizeLinear", ["x"], ["y"]), onnx.helper.make_node("Sigmoid", ["y"], ["z"])]
+    nodes += [onnx.helper.make_node(op, ["z"], ["z"]) for op in ("QuantizeLinear", "DequantizeLinear") * pairs]
+    nodes.append(onnx.helper.make_node("MatMulIntegerToFloat", ["z"], ["out"]))
+    assert costly_activations(onnx.helper.make_graph(nodes, "", [], [])) == blamed
+    layers = [onnx.helper.make_node("QGemm", ["out"], [f"out_{number}"]) for number in range(2)]
+    assert costly_activations(onnx.helper.make_graph([*nodes, *layers], "", [], [])) == []
 
 
 class Graphs(torch.nn.Module):

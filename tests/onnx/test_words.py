@@ -10,8 +10,10 @@ from micronet.onnx.graph_view import GraphView
 from micronet.onnx.integer_words import describe
 from micronet.onnx.integers import count_computed, count_integer_layers
 from micronet.onnx.metadata import note
-from micronet.quantization.config import STORED_FACTOR
-from micronet.quantization.graph_placer import COMPUTED_WEIGHT
+from micronet.quantization.calls import COMPUTED_WEIGHT
+from micronet.quantization.config import NO_DEFORMABLE, RUN_TIME_WEIGHTS, STORED_FACTOR
+from micronet.runtimes.onnx_cost import stored_parameters
+from micronet.runtimes.onnxruntime import count_sample_macs
 from tests.onnx.foreign import F32, Net
 
 
@@ -51,7 +53,7 @@ def test_a_slower_file_says_so_first_with_the_cause_and_for_one_sample(micronet,
     monkeypatch.setattr("micronet.onnx.speed._times", times)
     shown = micronet("quantize", mixed / "a.onnx", "--mode", "ptq", "--calib-data", mixed / "x.npz")
     first, second, *_ = shown.out.splitlines()
-    assert first.startswith("slower than float: 2.00 ms vs. 1.00 ms; these layers run in integer arithmetic, but the")
+    assert first.startswith("slower than float: 2.00 ms vs. 1.00 ms; these layers run in integer arithmetic, but quant")
     assert second.startswith("wrote ") and "2.00 ms vs. 1.00 ms in float (ONNX Runtime, 1 thread, batch 1)" in shown.out
 
 
@@ -130,21 +132,44 @@ CONV, MATRIX = (4, 4, 1, 1), (4, 4)
 
 
 @pytest.mark.parametrize(
-    ("op", "weights", "recorded", "every"),
+    ("op", "weights", "recorded"),
     [
-        ("Conv", [CONV, CONV], ["conv2d()", "conv2d_1()"], 2),
-        ("Conv", [CONV, CONV], ["layer"], 2),  # a module, whose weight is read twice
-        ("Conv", [CONV, "computed"], ["conv2d()", "conv2d_1()"], 1),
-        ("MatMul", [MATRIX], ["linear()"], 1),
+        ("Conv", [CONV, CONV], ["conv2d()", "conv2d_1()"]),
+        ("Conv", [CONV, CONV], ["layer"]),  # a module, whose weight is read twice
+        ("Conv", [CONV, "computed"], ["conv2d()", "conv2d_1()"]),
+        ("MatMul", [MATRIX], ["linear()"]),
     ],
 )
-def test_calls_with_computed_weights_are_named_once_by_their_nodes(op, weights, recorded, every):
+def test_calls_with_computed_weights_are_named_once_by_their_nodes(op, weights, recorded):
     proto = _with_floats(op, *weights)
     note(proto, left_float=dict.fromkeys(recorded, COMPUTED_WEIGHT))
     found = count_integer_layers(proto)
-    assert found["convolutions" if op == "Conv" else "linear"] == {"integer": 0, "all": every}
-    nodes = [f"{op} producing {node.output[0]}" for node in proto.graph.node if node.op_type == op][:every]
-    assert found["float"] == dict.fromkeys(nodes, COMPUTED_WEIGHT)
+    assert found["convolutions" if op == "Conv" else "linear"] == {"integer": 0, "all": len(weights)}
+    nodes = [f"{op} producing {node.output[0]}" for node in proto.graph.node if node.op_type == op]
+    whys = [RUN_TIME_WEIGHTS if weight == "computed" else COMPUTED_WEIGHT for weight in weights]
+    assert found["float"] == dict(zip(nodes, whys, strict=True))
+
+
+def test_convolutions_without_integers_are_counted_and_named():
+    net, grid = Net(19), (np.array(0.05, F32), np.array(128, np.uint8))
+    x = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
+    offsets = net("Expand", net("ReduceSum", x, np.array([1])), np.array([1, 18, 8, 8]))
+    y = net("DeformConv", x, "a.deep.weight", offsets, np.ones(6, F32), kernel_shape=[3, 3], pads=[1] * 4)
+    shares = net("Softmax", net("ReduceMean", x, np.array([1, 2]), keepdims=0))
+    kernels = net("MatMul", shares, net("Reshape", "kernels", np.array([8, -1])))
+    kernel = net("Reshape", kernels, np.array([4, 6, 1, 1]))
+    net.stored += [onnx.numpy_helper.from_array(net.weight(6, 4, 3, 3), "a.deep.weight"),
+                   onnx.numpy_helper.from_array(net.weight(8, 4, 6), "kernels")]  # fmt: skip
+    proto = net.model({"x": (TensorProto.FLOAT, [1, 4, 8, 8])}, {net("Conv", y, kernel): 4})
+    proto.graph.node[-1].name, proto.graph.node[-3].name = "dynamic.Conv", "dynamic.MatMul"
+    note(proto, left_float={"a.deep": NO_DEFORMABLE, "conv2d()": RUN_TIME_WEIGHTS, "matmul()": STORED_FACTOR})
+    found = count_integer_layers(proto)
+    assert found["convolutions"] == {"integer": 0, "all": 2} and found["products"] == 0
+    assert found["float"] == {
+        "a.deep": NO_DEFORMABLE, "dynamic": RUN_TIME_WEIGHTS, "dynamic.MatMul": STORED_FACTOR,
+    }  # fmt: skip
+    assert count_sample_macs(proto, [(1, 4, 8, 8)]) == 64 * (6 * 4 * 9 + 4 * 6) + 8 * 24
+    assert stored_parameters(proto.graph) == 6 * 4 * 9 + 6 + 8 * 24
 
 
 def test_a_layer_with_a_computed_weight_that_runs_in_integers_is_not_float_too():

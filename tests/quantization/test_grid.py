@@ -9,9 +9,9 @@ from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
+from micronet.quantization.calls import COMPUTED_WEIGHT
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.graph_placer import COMPUTED_WEIGHT
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(8, 3, 16, 16)

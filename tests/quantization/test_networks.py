@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
 
 import micronet
 from micronet.errors import MicronetError
@@ -11,7 +12,7 @@ from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.calibrate import calibrate, each_quantizer
-from micronet.quantization.config import PRODUCT_OF_TWO, STORED_FACTOR, QuantConfig
+from micronet.quantization.config import NO_DEFORMABLE, PRODUCT_OF_TWO, RUN_TIME_WEIGHTS, STORED_FACTOR, QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
 from micronet.quantization.graph_placer import CONSTANT
@@ -105,7 +106,7 @@ def test_a_computed_bias_is_added_behind_an_integer_layer_and_layers_of_constant
 
 
 class Products(nn.Module):
-    """A product with a parameter that is no layer's, and one of two activations."""
+    """A product with a part of a parameter that is no layer's, and one of two activations."""
 
     def __init__(self):
         super().__init__()
@@ -113,12 +114,32 @@ class Products(nn.Module):
 
     def forward(self, x):
         x = self.layer(x)
-        return (x.relu() @ self.position) @ x.mT
+        return (x.relu() @ self.position[: x.shape[-1]]) @ x.mT
 
 
 def test_products_are_named_as_what_they_are():
     record = quantize_model(Products(), QuantConfig())[1]
     assert record.result["left_float"] == {"matmul()": STORED_FACTOR, "matmul_1()": PRODUCT_OF_TWO}
+
+
+class Convolutions(nn.Module):
+    """Convolutions that have no integers: with kernels that depend on the input, and a deformable one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.kernels, self.deep = nn.Conv2d(3, 4, 1), nn.Linear(4, 16), DeformConv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.layer(x)
+        x = F.conv2d(x, self.kernels(x.mean((0, 2, 3))).view(4, 4, 1, 1))
+        return self.deep(x, x[:, :2])
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_convolutions_without_integers_are_named(traced):
+    example = torch.randn(2, 3, 6, 6) if traced else None
+    left = quantize_model(Convolutions(), QuantConfig(), example)[1].result["left_float"]
+    assert left == {"deep": NO_DEFORMABLE} | ({"conv2d()": RUN_TIME_WEIGHTS} if traced else {})
 
 
 class Modes(nn.Module):
@@ -325,7 +346,7 @@ def test_recovery_reaches_the_layers_of_attention(monkeypatch):
     model = Attending().eval()
     quantized, _ = quantize_model(model, QuantConfig(w_bits=3, a_bits=32, first_last="same"))
     calibrate(quantized, [TOKENS])
-    reference = transformer.with_split_attentions(model)
+    reference = transformer.with_split_layers(model, transformer.splittable_attentions(model))
     assert reconstruct(reference, quantized, [TOKENS], "layer").layers == len(PROJECTIONS) + 4
     assert correct_biases(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
     means = [{name: mean_of(network, name) for name in PROJECTIONS} for network in (reference, quantized)]

@@ -355,10 +355,10 @@ def test_statistics_are_of_the_equalized_network(micronet, chain, tmp_path):
         assert "a different artifact or different images" in done.err
 
 
-def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(micronet, chain, tmp_path):
+def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(micronet, lenet, tmp_path):
     few = ["--epochs", 1, "--limit", 160, "--lr", 5, "--preset", "plain", "--device", "cpu"]
     out = tmp_path / "q.safetensors"
-    done = micronet("quantize", chain / "float.safetensors", "--target-drop", 5, *few, "-o", out)
+    done = micronet("quantize", lenet, "--target-drop", 5, *few, "-o", out)
     assert done.code == 1
     assert "points after qat, but --target-drop allows only 5" in done.err
     assert not out.exists()

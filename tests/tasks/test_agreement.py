@@ -3,19 +3,27 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+import micronet
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.accuracy import check_scores, predictor, run_batch
+from micronet.models.modes import train_as_evaluated
+from micronet.quantization.config import QuantConfig
 from micronet.stages.export import explaining_noise
+from micronet.stages.quantize import Quantize
+from micronet.stages.quantize_defaults import stays_close, with_defaults
 from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
 from micronet.tasks.task import load_task
+from micronet.training import loop
 from micronet.training.config import TrainConfig
 from micronet.training.step import TrainStep, make_optimizer
 
@@ -127,7 +135,8 @@ def test_any_network_goes_through_the_commands_without_labels(inputs, micronet):
     plain, int8, onnx, thin = (folder / name for name in ("a.safetensors", "q.safetensors", "q.onnx", "p.safetensors"))
     assert micronet("import", "--model", NET, "--task", "agreement", "--data", inputs, "-o", plain).code == 0
     assert micronet("quantize", plain, "--model", NET, "--mode", "ptq", "-o", int8).code == 0
-    assert micronet("export-onnx", int8, "--model", NET, "-o", onnx).code == 0
+    made = micronet("export-onnx", int8, "--model", NET, "--skip-timing", "-o", onnx)
+    assert made.code == 0 and "larger than in float" in made.out
     rows = json.loads(micronet("compare", plain, int8, onnx, "--trust-code", "--json").out)["rows"]
     assert [row["images"] for row in rows] == [3, 3, 3]
     assert rows[0]["metrics"]["sqnr_db"] == LARGEST_DB and rows[0]["drop"] == 0
@@ -186,3 +195,30 @@ def test_what_only_training_returns_is_not_compared():
     assert relative_error([wanted, more], wanted) == relative_error([wanted, more], [wanted]) == 0
     with pytest.raises(MicronetError, match="different outputs"):
         relative_error([wanted[:, :2], more], [wanted])
+
+
+@pytest.mark.parametrize(("bits", "close"), [({}, True), ({"w_bits": 2, "a_bits": 2}, False)], ids=["8 bits", "2 bits"])
+def test_a_network_that_stays_close_to_its_reference_is_trained_as_it_is_evaluated(bits, close, monkeypatch):
+    """With the statistics of batches, and with dropout, no training would bring it closer."""
+    calls = []
+    monkeypatch.setattr(loop, "train_as_evaluated", lambda model: calls.append(train_as_evaluated(model)))
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    quantized = micronet.quantize(
+        nn.Sequential(*layers), data=[torch.randn(8, 3, 6, 6) for _ in range(3)], task="agreement", epochs=1, **bits
+    )
+    assert len(calls) == stays_close(quantized.history) == close
+    assert not stays_close(quantized.history[:-1])  # a pruned network, whose statistics have changed
+
+
+def test_recurrent_layers_are_in_training_mode_on_other_devices_alone():
+    for device in ("cpu", "meta"):
+        net = nn.Sequential(nn.Dropout(), nn.GRU(3, 4, device=device))
+        train_as_evaluated(net)
+        assert [module.training for module in net] == [False, device == "meta"]
+
+
+def test_the_learning_rate_of_agreement_is_a_tenth_of_that_of_labels():
+    for bits, ratio in (({}, 10), ({"w_bits": 2}, 1), ({"w_bits": "binary"}, 1)):
+        stage = Quantize(Path("a.safetensors"), quantization=QuantConfig(**bits))
+        usual, low = (with_defaults(stage, None, task).training.lr for task in (None, "agreement"))
+        assert low == pytest.approx(usual / ratio)

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from micronet.tasks.task import load_task
+
 FILE = "tests/tasks/detector.py"
 OWN = ["--model", f"{FILE}:Finder", "--task", f"{FILE}:Find"]
 
@@ -82,3 +84,17 @@ def test_mistakes_in_a_users_task_end_in_one_line(task, message, tmp_path, micro
     train = ["train", "--model", f"{FILE}:Finder", "--task", f"{FILE}:{task}", "--data", "x", "--epochs", "1"]
     done = micronet(*train, "-o", tmp_path / "a.safetensors")
     assert done.code == 2 and message in done.err.splitlines()[-1]
+
+
+def test_the_last_word_of_a_metric_or_the_users_list_says_that_less_is_better(tmp_path):
+    task = load_task("segmentation")
+    assert [task.prefers_more(name) for name in ("mean_iou", "iou_flower", "mae", "test/rmse", "loss")] == [
+        True, True, False, False, False,
+    ]  # fmt: skip
+    (tmp_path / "task.py").write_text(
+        "class Task:\n main, lower_is_better = 'gap', ('gap', 'span')\n"
+        " data = loss = update = compute = lambda self, *_: None\n"
+    )
+    own = load_task(f"{tmp_path / 'task.py'}:Task")
+    assert not own.higher_is_better and own.quality({"gap": 2.0}) == -2.0
+    assert not own.prefers_more("span") and own.prefers_more("auc")

@@ -223,6 +223,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow  # two interpreters start
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
 def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
     process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "500")

@@ -5,13 +5,15 @@ from onnx_ir import DataType
 from micronet.errors import count
 from micronet.onnx import graph_view as view
 from micronet.onnx.float_nodes import is_small, obstacle
-from micronet.onnx.graph_view import GraphView, WeightedNode, title
+from micronet.onnx.graph_view import WeightedNode, title
 from micronet.onnx.ops import QUANTIZE
 from micronet.onnx.rules.rule import PTQ, LintedFile, Match, Matches, rule
 from micronet.quantization.config import EXCLUDED, FIRST_OR_LAST
 
 LISTED = 3  # layers named in a message about the whole file
-OTHER_WIDTHS = "choose other widths where the network is made; no command prunes ONNX files"
+OTHER_WIDTHS = "choose other widths where the network is made"
+NO_PRUNING = f"{OTHER_WIDTHS}; no command prunes ONNX files"
+WHERE_CUT = "micronet prune --regular {}, if prune can cut them"
 CURES = {
     FIRST_OR_LAST: "micronet quantize --first-last 8bit",
     EXCLUDED: "micronet quantize without --exclude for this layer",
@@ -103,27 +105,33 @@ def saturating_weights(file: LintedFile) -> Matches:
         yield Match(wide[0], f"{message}CPUs without VNNI")
 
 
-@rule("micronet prune --regular 8", OTHER_WIDTHS, ort="warning")
+@rule(WHERE_CUT.format(8), NO_PRUNING, ort="warning")
 def channel_widths(file: LintedFile) -> Matches:
     """Find widths that are not multiples of what ONNX Runtime computes at a time."""
-    yield from _odd_widths(file.graph, 8)
+    yield from _odd_widths(file, 8)
 
 
-@rule("micronet prune --regular 16", OTHER_WIDTHS, tensorrt="warning")
+@rule(WHERE_CUT.format(16), NO_PRUNING, tensorrt="warning")
 def channel_widths_of_tensorrt(file: LintedFile) -> Matches:
     """Find widths that are not multiples of what TensorRT computes at a time."""
-    yield from _odd_widths(file.graph, 16 if file.graph.qdq else 8)
+    yield from _odd_widths(file, 16 if file.graph.qdq else 8)
 
 
-def _odd_widths(graph: GraphView, multiple: int) -> Matches:
-    """Find widths that are not multiples, the most wasteful first, except the image's and the network's outputs."""
-    sides = [(layer, layer.inputs, "inputs") for layer in graph.layers if not layer.first]
-    sides += [(layer, layer.outputs, "outputs") for layer in graph.layers if not layer.last]
+def _odd_widths(file: LintedFile, multiple: int) -> Matches:
+    """Find widths that are not multiples, the most wasteful first, except the image's and the network's outputs.
+
+    Pruning only cuts, so it helps none that is narrower than the multiple.
+    """
+    sides = [(layer, layer.inputs, "inputs") for layer in file.graph.layers if not layer.first]
+    sides += [(layer, layer.outputs, "outputs") for layer in file.graph.layers if not layer.last]
     odd = [side for side in sides if side[1] % multiple]
     odd.sort(key=lambda side: side[1] % -multiple / side[1])
-    if odd:
-        named = ", ".join(f"{title(layer.node)} {width} {side}" for layer, width, side in odd[:LISTED])
-        yield Match(odd[0][0].node, f"widths that are not multiples of {multiple}: {named}")
+    wide, narrow = ([side for side in odd if (side[1] > multiple) == above] for above in (True, False))
+    for sides, own in ((narrow, OTHER_WIDTHS), (wide, WHERE_CUT.format(multiple))):
+        if sides:
+            named = ", ".join(f"{title(layer.node)} {width} {side}" for layer, width, side in sides[:LISTED])
+            cure = own if file.exported else None
+            yield Match(sides[0][0].node, f"widths that are not multiples of {multiple}: {named}", cure)
 
 
 LAYER_RULES = (

@@ -1,0 +1,60 @@
+"""Calls with weights that stay in float, since no module holds a quantizer for them: their names and the reasons."""
+
+from collections.abc import Collection
+
+from torch import fx
+
+from micronet.graph import ops
+from micronet.graph.computed import computed_from
+from micronet.graph.layer_calls import CALLS, arguments_of
+from micronet.graph.trace import Graph
+from micronet.quantization.config import (
+    FUNCTION_CALL,
+    NO_DEFORMABLE,
+    PRODUCT_OF_TWO,
+    RUN_TIME_WEIGHTS,
+    STORED_FACTOR,
+)
+
+COMPUTED = "its weight is computed"
+COMPUTED_WEIGHT = f"{COMPUTED}; quantize with --mode ptq, then train with --mode qaft"
+
+
+def float_calls(graph: Graph, layers: Collection[str]) -> dict[str, str]:
+    """Return the calls with weights or of two activations: layer, or call, -> why it stays float.
+
+    ``layers``: the names of those that are called as modules.
+    """
+    found: dict[str, str] = {}
+    for node in graph.fx.nodes:
+        if node.op in ("call_function", "call_method") and ops.WEIGHTED.matches(node) and not _is_sum(node):
+            name, why = _describe(graph, node, layers)
+            found[name or f"{node.name}()"] = why
+    return found
+
+
+def _describe(graph: Graph, node: fx.Node, layers: Collection[str]) -> tuple[str, str]:
+    """Return the layer that a call belongs to, or "", and why it stays float."""
+    if sources := computed_from(node):
+        name = sources[0].rpartition(".")[0]
+        return ("", f"{COMPUTED} from that of {name}") if name in layers else (name, COMPUTED_WEIGHT)
+    if ops.DEFORMABLE_CONVOLUTION.matches(node):
+        weight = next((str(read.target) for read in node.all_input_nodes if read.op == "get_attr"), "")
+        return weight.rpartition(".")[0], NO_DEFORMABLE
+    if ops.WEIGHTED_FUNCTIONS.matches(node):
+        weights = arguments_of(node)["weight"] if node.target in CALLS else None
+        computed = isinstance(weights, fx.Node) and not _is_stored(graph, weights)
+        return "", RUN_TIME_WEIGHTS if computed else FUNCTION_CALL
+    return "", STORED_FACTOR if any(_is_stored(graph, each) for each in node.all_input_nodes) else PRODUCT_OF_TWO
+
+
+def _is_stored(graph: Graph, node: fx.Node) -> bool:
+    """Return True for a stored tensor, a part of it, whatever its bounds are, and what is computed from such alone."""
+    while node not in graph.stored and ops.PART.matches(node) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node in graph.stored
+
+
+def _is_sum(node: fx.Node) -> bool:
+    """Return True for an einsum of one tensor, which multiplies nothing."""
+    return ops.EINSUM.matches(node) and len(node.args) == 2 and isinstance(node.args[1], fx.Node)

@@ -1,0 +1,77 @@
+"""Sizes that a forward calls its reshapes with as plain numbers change with the channels that are cut."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet import prune
+from micronet.graph.plain_weights import SIZES, restore_plain_weights, with_plain_weights
+
+
+class Tutorial(nn.Module):
+    """A network as in torch's tutorials; ``flatten``: how it flattens 16 maps of 5x5."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv1, self.conv2, self.drop = nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Dropout()
+        self.fc1, self.fc2 = nn.Linear(16 * 5 * 5, 40), nn.Linear(40, 10)
+        self.flatten = [flatten]
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = self.drop(F.relu(self.fc1(self.flatten[0](x))))
+        return self.fc2(F.dropout(x, training=self.training))
+
+
+FLATTENS = {
+    "view": lambda x: x.view(-1, 16 * 5 * 5),
+    "reshape": lambda x: torch.reshape(x, (x.shape[0], 400)),
+    "view of maps": lambda x: x.view(-1, 16, 25).flatten(1),
+}
+
+
+@pytest.mark.parametrize("flatten", FLATTENS.values(), ids=FLATTENS)
+def test_a_convolution_before_a_reshape_to_numbers_is_pruned(flatten):
+    net, x = Tutorial(flatten).eval(), torch.randn(3, 1, 32, 32)
+    pruned = prune(net, x, percent=0.5, criterion="l2")
+    assert pruned.model.conv2.out_channels < 16  # prune itself checks that it computes what the masked network does
+    assert pruned.model(torch.randn(5, 1, 32, 32)).shape == (5, 10)
+    assert net.conv2.out_channels == 16
+    assert not torch.equal(pruned.model.train()(x), pruned.model(x))  # dropout
+
+
+def test_a_network_that_reads_its_sizes_is_restored_and_not_made_again():
+    net, x = Tutorial(FLATTENS["view"]).eval(), torch.randn(3, 1, 32, 32)
+    plain, result = with_plain_weights(net, x, "pruning")
+    assert result[SIZES] and torch.equal(plain(x), net(x))
+    restored = restore_plain_weights(copy.deepcopy(net), result)
+    restored.load_state_dict(net.state_dict())
+    assert torch.equal(restored(x), net(x)) and restored.size_1 == 400
+    assert with_plain_weights(plain, x, "pruning") == (plain, {})
+    for purpose in ("running", "training"):
+        assert with_plain_weights(net, x, purpose) == (net, {})
+
+
+@pytest.mark.parametrize(
+    "unflatten",
+    [lambda z: z.view(-1, 8, 4, 4), lambda z: z.unflatten(1, (8, 4, 4)), nn.Unflatten(1, (8, 4, 4))],
+    ids=["view", "unflatten", "module"],
+)
+def test_maps_that_a_linear_layer_makes_lose_channels_and_keep_their_sides(unflatten):
+    class Generator(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.up = nn.Linear(6, 8 * 4 * 4), nn.ConvTranspose2d(8, 3, 4, 2, 1)
+            self.unflatten = unflatten if isinstance(unflatten, nn.Module) else None
+
+        def forward(self, z):
+            z = F.relu(self.fc(z))
+            return self.up(self.unflatten(z) if self.unflatten else unflatten(z))
+
+    pruned = prune(Generator().eval(), torch.randn(2, 6), percent=0.5, criterion="l2").model
+    assert pruned.fc.out_features == 16 * pruned.up.in_channels < 128
+    assert pruned(torch.randn(3, 6)).shape == (3, 3, 8, 8)
