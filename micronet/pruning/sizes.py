@@ -1,7 +1,7 @@
 """The sizes that splits and reshapes are called with, changed with the widths where modules hold them as attributes.
 
 The sizes of a split's parts grow with their total. A reshape that does not fit has one of its sizes changed. If
-attention reads the result, that is the first one, the number of heads, because part of a head cannot be cut.
+attention reads the result, that is the number of heads, because part of a head cannot be cut.
 """
 
 import math
@@ -98,7 +98,9 @@ def _fit_reshape(call: NodeCall, attributes: Attributes) -> None:
         is_heads = call.tensors[0].dim() - 1 <= place < len(sizes) - 1  # (N, L, -1, head's width)
         share = share / call.fixed.size(place) if call.before_heads and not is_heads else Fraction(1)
     if share != 1:
-        if not call.before_heads:  # the one that becomes an axis of the input, the maps' channels, or the last one
+        if call.before_heads:  # the number of heads, which stands before their width, or the first one
+            own = [*given[-2:-1], *own]
+        else:  # the one that becomes an axis of the input, the maps' channels, or the last one
             maps = given[1:2] if len(sizes) > 3 else []
             wanted = [share * attributes.value(size) in call.tensors[0].shape for size in own]
             own = [size for size, fits in zip(own, wanted, strict=True) if fits] + [*maps, *reversed(own)]

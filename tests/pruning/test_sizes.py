@@ -75,3 +75,18 @@ def test_maps_that_a_linear_layer_makes_lose_channels_and_keep_their_sides(unfla
     pruned = prune(Generator().eval(), torch.randn(2, 6), percent=0.5, criterion="l2").model
     assert pruned.fc.out_features == 16 * pruned.up.in_channels < 128
     assert pruned(torch.randn(3, 6)).shape == (3, 3, 8, 8)
+
+
+def test_heads_whose_number_the_forward_names_are_cut():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv, self.out = nn.Linear(12, 96), nn.Linear(32, 5)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 4, 8).permute(2, 0, 3, 1, 4)
+            attended = (q @ k.transpose(-2, -1) * 8**-0.5).softmax(-1) @ v
+            return self.out(attended.transpose(1, 2).reshape(x.shape[0], x.shape[1], 32))
+
+    pruned = prune(Attention().eval(), torch.randn(2, 6, 12), percent=0.5, criterion="l2").model
+    assert (pruned.qkv.out_features, pruned.out.in_features) == (48, 16)
