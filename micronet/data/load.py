@@ -26,7 +26,7 @@ from micronet.data.npz import read_npz
 from micronet.data.spec import NoDataError, unknown_data
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count
-from micronet.tasks.task import CLASSIFICATION, load_task
+from micronet.tasks.task import CLASSIFICATION, Task, load_task
 
 DIGITS_SIZE = 32
 OTHER_INPUTS = (
@@ -69,12 +69,7 @@ def load_data(
     if image_size is not None and not source.is_images:
         where = "data in memory" if isinstance(place, MemoryData) else f"the inputs in {place}"
         raise MicronetError(f"--image-size has no effect on {where}; drop it")
-    if like.classes is not None and source.classes is not None and like.classes != source.classes:
-        stray = opened.find_class(place, len(like.classes)) or f"{place} has {_count(source.classes)}"
-        raise MicronetError(
-            f"the network was trained on {_count(like.classes)}, but {stray}; use a data "
-            "set with the same classes, or train a new network on this one"
-        )
+    _check_classes(source, like, opened, place)
     is_built_in = place in registry.DATA and opened.name == CLASSIFICATION  # whatever folder has that name too
     return Dataset(
         source,
@@ -108,6 +103,16 @@ def _place(name: str | None, like: DataSpec) -> str:
             f"{place}"
         )
     return place
+
+
+def _check_classes(source: DataSource, like: DataSpec, task: Task, place: str) -> None:
+    """Raise MicronetError if a data set has other classes than the network that it is for."""
+    if like.classes is not None and source.classes is not None and like.classes != source.classes:
+        stray = task.find_class(place, len(like.classes)) or f"{place} has {_count(source.classes)}"
+        raise MicronetError(
+            f"the network was trained on {_count(like.classes)}, but {stray}; use a data "
+            "set with the same classes, or train a new network on this one"
+        )
 
 
 def open_images(name: str, image_size: ImageSize | None) -> DataSource:

@@ -123,11 +123,7 @@ class Pruner:
         heads = [] if channels is not None else transformer.splittable_attentions(model)
         if heads:
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
-                channels = find_groups(
-                    transformer.with_split_layers(model, transformer.splittable_attentions(model)),
-                    example,
-                    config.regular,
-                )
+                channels = find_groups(transformer.with_split_layers(model, heads), example, config.regular)
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
         criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         scores = criterion.scores(self.channels.network.model, self.channels)
