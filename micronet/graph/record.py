@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.graph_module import GraphModule
+from micronet.graph.lengths import lengths_as_sizes
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder
@@ -204,7 +205,7 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False,
     with state_kept(model), uncompiled_modules(), torch.no_grad(), random_kept(model):
         model.train(training)
         names = set(dict(model.named_modules()))
-        with recorder, recorder.leaves():
+        with recorder, recorder.leaves(), lengths_as_sizes():
             output = model(*recorder.placeholders(inputs))
         recorder.graph.output(recorder.argument(output))
         recorder.find_replaced_buffers()

@@ -68,7 +68,7 @@ def constants_of_the_forward(m, x):
 def sizes_of_the_batch(m, x):
     b, c = x.shape[:2]
     tokens = m.stem(x).reshape(b, 8, -1).permute(0, 2, 1)
-    first = torch.zeros(b, 1, 8) + m.table.view(1, 1, 8)
+    first = torch.zeros(len(x), 1, 8) + m.table.view(1, 1, 8)
     rolled = torch.cat([first, tokens], 1)[:, : tokens.shape[1] - c + 1]
     return m.head(rolled.reshape(b * rolled.size(1), 8)).unflatten(0, (b, -1))
 
