@@ -252,7 +252,7 @@ def prune(
     *,
     percent: float | None = None,
     regular: int = 1,
-    criterion: Literal['bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'bn-scale',
+    criterion: Literal['auto', 'bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'auto',
     target_macs: float | None = None,
     device: str | None = None,
     data: str | Path | Batch | Iterable[Batch] | None = None,
@@ -310,7 +310,8 @@ def prune(
         percent: Fraction of the prunable channels to remove: at least 0, less than 1. Default: 0.5.
         regular: Make every width a multiple of this number; kernels are fastest at multiples of 8 or 16.
         criterion: How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric
-            median (fpgm), effect on the loss (taylor), or at random.
+            median (fpgm), effect on the loss (taylor), or at random. auto: that of sparse-train, or bn-scale if
+            every channel has a batch norm, otherwise l2.
         target_macs: Prune until this fraction of the multiply-accumulates (MACs) is left.
         device: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         steps: Prune in N steps and train after each one (epochs, lr, ...).

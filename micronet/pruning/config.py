@@ -22,10 +22,11 @@ class PruneConfig(Settings):
     regular: int = setting(
         1, "Make every width a multiple of this number; kernels are fastest at multiples of 8 or 16.", low=1, basic=True
     )
-    criterion: Literal["bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
-        "bn-scale",
+    criterion: Literal["auto", "bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
+        "auto",
         "How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric median (fpgm), "
-        "effect on the loss (taylor), or at random.",
+        "effect on the loss (taylor), or at random. auto: that of sparse-train, or bn-scale if every channel has a "
+        "batch norm, otherwise l2.",
         basic=True,
     )
     scope: Literal["global", "layer"] = setting(

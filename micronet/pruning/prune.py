@@ -23,6 +23,7 @@ from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
 from micronet.pruning.criteria.bn_scale import WHY_UNSCORED as NO_NORM
+from micronet.pruning.criterion import choose_criterion
 from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
 from micronet.pruning.groups import find_groups, group_channels
 from micronet.pruning.plan import Planner, PrunePlan
@@ -68,10 +69,11 @@ def prune_model(
     except _AttributesMatter:  # to more than the sizes that the network shows
         pruner = Pruner(model, config, example, progress, attributes=False)
         plan, pruned, result = _pruned(pruner, config, cost)
-    pruner.report_unranked(plan)
+    pruner.report_criterion(config, plan)
     pruner.report_uncut()
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
+    result |= {"criterion": pruner.criterion} if config.criterion == "auto" else {}
     return pruned, StageRecord("prune", config.to_json(), result), plan
 
 
@@ -125,9 +127,10 @@ class Pruner:
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
                 channels = find_groups(transformer.with_split_layers(model, heads), example, config.regular)
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
-        criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
-        scores = criterion.scores(self.channels.network.model, self.channels)
-        self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)
+        network = self.channels.network.model
+        self.criterion = choose_criterion(network, self.channels) if config.criterion == "auto" else config.criterion
+        criterion: Criterion = registry.resolve(registry.CRITERIA, self.criterion, "criterion")
+        self.planner = Planner(self.channels, criterion.scores(network, self.channels), config, criterion.WHY_UNSCORED)
         self._why_unscored = criterion.WHY_UNSCORED
         self._require_free()
 
@@ -153,8 +156,10 @@ class Pruner:
         self.planner.keep_whole(cut[fine], f"with fewer channels the network {wrong}")
         self._require_free()
 
-    def report_unranked(self, plan: PrunePlan) -> None:
-        """Say so if another criterion would rank more than twice as many channels as this one."""
+    def report_criterion(self, config: PruneConfig, plan: PrunePlan) -> None:
+        """Say so if weights rank the channels by default, or would rank more than twice as many as their scales."""
+        if config.criterion == "auto" and self.criterion == "l2":
+            self.progress.line("channels without a batch norm: ranked all by weight norm (--criterion l2)")
         left = sum(group.before for group in plan.groups.values() if group.note == self._why_unscored == NO_NORM)
         if left > plan.total:
             self.progress.line(

@@ -18,6 +18,7 @@ from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
 from micronet.models.device import Example, memory_format, place_inputs
 from micronet.models.modes import copy_model, eval_mode
+from micronet.pruning.config import PruneConfig
 from micronet.pruning.plan import PrunePlan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
@@ -66,7 +67,7 @@ class Pruning:
 
     def once(self) -> tuple[Artifact, PrunePlan]:
         """Cut the network's channels once; return it, and what was decided."""
-        model, config = self._with_gradients(), self.settings.pruning
+        model, config = self._with_gradients(), self._config
         needs_latency = config.target is not None and config.target[0] == "target_latency"
         cost = _relative_latency(self.artifact, self.example) if needs_latency else None
         pruned, record, plan = prune_model(model, config, self.example, cost, progress=self.run.progress)
@@ -92,7 +93,7 @@ class Pruning:
 
     def sensitivity(self) -> list[GroupSensitivity]:
         """Cut each group of channels alone and measure the accuracy lost on the validation images."""
-        pruner = Pruner(self._with_gradients(), self.settings.pruning, self.example, self.run.progress)
+        pruner = Pruner(self._with_gradients(), self._config, self.example, self.run.progress)
         accuracy = validation_accuracy(self.data, copy_model(self.artifact.model))
         return measure_sensitivity(pruner, accuracy, self.run.progress)
 
@@ -122,6 +123,13 @@ class Pruning:
             before["size_bytes"] = source.stat().st_size
         return {"before": before, "after": after}
 
+    @property
+    def _config(self) -> PruneConfig:
+        """How to prune; ``auto`` ranks channels by what a sparse training pushed toward zero."""
+        config, history = self.settings.pruning, self.artifact.history
+        trained: list[Any] = [record.config["criterion"] for record in history if record.stage == "sparse-train"]
+        return replace(config, criterion=trained[-1]) if config.criterion == "auto" and trained else config
+
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""
         if self.settings.pruning.criterion == "taylor":
@@ -139,7 +147,7 @@ class Pruning:
             if "distill" in config:
                 config["distill"] = Path(config["distill"]).name  # the whole path in earlier files
         training = settle(self.settings.training, self.artifact, self.data, self.run, step[-1] if step else {})
-        expected = [self.settings.pruning.to_json(), training.to_json()]
+        expected = [self._config.to_json(), training.to_json()]
         same = made.history[: len(before)] == before and step == expected
         same &= made.metrics.pop("initial_weights", self.run.initial_weights) == self.run.initial_weights
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):

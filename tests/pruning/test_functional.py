@@ -510,6 +510,15 @@ def test_a_criterion_that_ranks_few_channels_says_how_many(criterion, said):
     assert any("only 8 of 20 channels have a batch norm" in line for line in lines.lines) == said
 
 
+@pytest.mark.parametrize(("norm", "chosen"), [(nn.BatchNorm2d(8), "bn-scale"), (nn.Identity(), "l2")])
+def test_by_default_scales_rank_channels_only_if_all_have_one(norm, chosen):
+    lines = Lines()
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), nn.Conv2d(8, 4, 1))
+    _, record, _ = prune_model(model, PruneConfig(), IMAGES.float(), progress=lines)
+    assert record.result["criterion"] == chosen
+    assert any("--criterion l2" in line for line in lines.lines) == (chosen == "l2")
+
+
 class Routed(nn.Module):
     """A layer whose weight is computed from the input, alone or beside others."""
 

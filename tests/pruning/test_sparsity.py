@@ -3,8 +3,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from micronet import prune
 from micronet.artifact.artifact import load
+from micronet.artifact.header import StageRecord
 from micronet.models.build import ModelSpec, build_model
+from micronet.pruning.config import SparsityConfig
 from micronet.pruning.criteria.bn_scale import penalty, scores
 from micronet.pruning.groups import find_groups
 
@@ -93,3 +96,11 @@ def test_nothing_to_penalise_is_said(micronet, tmp_path):
     done = micronet("sparse-train", "--model", "lenet", "--limit", 100, "-o", tmp_path / "a.safetensors")
     assert done.code == 2
     assert "nothing to penalize" in done.err
+
+
+def test_channels_are_ranked_by_what_a_sparse_training_penalized():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    whole = prune(net, torch.rand(2, 3, 8, 8), percent=0.0)
+    sparse = whole.after(StageRecord("sparse-train", SparsityConfig(criterion="l1").to_json()))
+    pruned = prune(sparse, torch.rand(2, 3, 8, 8))
+    assert pruned.history[-1].config["criterion"] == "l1"

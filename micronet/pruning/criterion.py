@@ -1,0 +1,12 @@
+"""The criterion ``auto``: batch-norm scales where they rank every channel that may be cut, otherwise weight norms."""
+
+from torch import nn
+
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import bn_scale, l2
+
+
+def choose_criterion(model: nn.Module, channels: ChannelMap) -> str:
+    """Return ``bn-scale``, or ``l2`` if some channels that may be cut have no batch norm with a scale."""
+    by_scale, by_weights = bn_scale.scores(model, channels), l2.scores(model, channels)
+    return "bn-scale" if by_weights.keys() - channels.pinned.keys() <= by_scale.keys() else "l2"
