@@ -20,6 +20,7 @@ from micronet.graph.leaves import is_leaf
 
 RESHAPES = {torch.reshape, "reshape", "view"}  # (x, *sizes)
 UNFLATTENS = {torch.unflatten, "unflatten"}  # (x, axis, sizes)
+SPLITS = {torch.split, "split"}  # (x, size or sizes, axis)
 
 
 class Place(NamedTuple):
@@ -117,12 +118,13 @@ def read_attributes(network: fx.GraphModule) -> None:
 
 
 def has_sizes(graph: fx.Graph, model: nn.Module) -> bool:
-    """Return True if a network's graph has reshapes with plain numbers as sizes, such as ``x.view(-1, 400)``."""
-    return any(any(map(_is_size, tree_leaves(_sizes(_as_method(node, model))))) for node in graph.nodes)
+    """Return True if a network's graph has reshapes or splits with plain numbers as sizes: ``x.view(-1, 400)``."""
+    calls = (_as_method(node, model) for node in graph.nodes)
+    return any(any(map(_is_size, tree_leaves(args[_sizes(target)]))) for target, args in calls)
 
 
 def read_sizes(network: fx.GraphModule) -> None:
-    """Make the plain numbers that a network's reshapes have as sizes attributes of it, and let its code read them."""
+    """Make the plain numbers that reshapes and splits have as sizes attributes of a network, which its code reads."""
     graph, number = network.graph, itertools.count(1)
 
     def read(value: Any) -> Any:
@@ -134,9 +136,10 @@ def read_sizes(network: fx.GraphModule) -> None:
 
     for node in list(graph.nodes):
         target, args = _as_method(node, network)
-        if sizes := _sizes((target, args)):
+        place = _sizes(target)
+        if args[place]:
             with graph.inserting_before(node):
-                node.args = (*args[: -len(sizes)], *map_aggregate(sizes, read))
+                node.args = (*args[: place.start], *map_aggregate(args[place], read), *args[place.stop or len(args) :])
             if node.op == "call_module":
                 node.op, node.target = "call_method", target
     network.recompile()
@@ -152,10 +155,11 @@ def _as_method(node: fx.Node, model: nn.Module) -> tuple[Any, tuple[Any, ...]]:
     return module, node.args
 
 
-def _sizes(call: tuple[Any, tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Return the arguments of a reshape that are its sizes."""
-    target, args = call
-    return args[1:] if target in RESHAPES else args[2:] if target in UNFLATTENS else ()
+def _sizes(target: Any) -> slice:
+    """Return which arguments of a reshape or a split are sizes."""
+    if target in RESHAPES:
+        return slice(1, None)
+    return slice(2, None) if target in UNFLATTENS else slice(1, 2) if target in SPLITS else slice(0, 0)
 
 
 def _is_size(value: Any) -> bool:

@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from micronet.graph.attributes import has_sizes, marked, read_attributes, read_sizes
 from micronet.graph.computed import Values, computed_from, computes_more, may_compute_weights
+from micronet.graph.head_sizes import find_head_sizes, reads_sizes
 from micronet.graph.products import make_layers
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import Graph, trace
@@ -18,7 +19,7 @@ from micronet.models.modes import copy_model
 Purpose = Literal["running", "pruning", "training"]  # as of ``Stage.plain_weights``, which must not import torch
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
 PRODUCTS = "products"  # there too, if products with stored matrices count as linear layers, as they do since then
-SIZES = "sizes_read"  # there too, if the network reads the sizes of its reshapes
+SIZES = "sizes_read"  # there too, if the network reads the sizes of its reshapes: what ``find_head_sizes`` found
 STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
 
 
@@ -54,7 +55,7 @@ def _may_store_weights(model: nn.Module, purpose: Purpose) -> bool:
     graph = trace(model)
     if graph is None:
         return may_compute_weights(model)
-    if purpose == "pruning" and has_sizes(graph.fx, model):
+    if purpose == "pruning" and (has_sizes(graph.fx, graph.model) or reads_sizes(graph.model, graph.fx)):
         return True
     return make_layers(graph.fx, model) or any(map(computed_from, graph.fx.nodes))
 
@@ -70,7 +71,8 @@ def _store_weights(
     sources = {id(own[name]) for node in graph.fx.nodes for name in computed_from(node) if name in own}
     for products in (True,) if purpose == "training" else (True, False):  # False: where a product suits no layer
         weights: dict[str, nn.Parameter] = {}
-        sizes = purpose == "pruning" and graph.recorded is None
+        reads = purpose == "pruning" and graph.recorded is None  # a record may fix the size of images too
+        sizes = find_head_sizes(graph.model, graph.fx, as_inputs(model, example)) if reads else None
         plain = _with_stored_weights(model, graph.recorded, weights, products=products, sizes=sizes)
         read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
         taken = [name for name in weights if name in read]
@@ -80,7 +82,7 @@ def _store_weights(
             continue  # some would no longer be tied
         if computes_same(model, plain.model, as_inputs(model, example)):
             how: dict[str, Any] = {STORED: graph.recorded or [], PRODUCTS: products}
-            return plain.model, taken, how | ({SIZES: True} if plain.sizes else {})
+            return plain.model, taken, how | ({SIZES: sizes} if plain.sizes else {})
     return None
 
 
@@ -90,12 +92,18 @@ def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Mod
         make_plain(model)
     if STORED not in result:
         return model
-    products, sizes = result.get(PRODUCTS, False), result.get(SIZES, False)
+    products, sizes = result.get(PRODUCTS, False), result.get(SIZES)
+    sizes = {} if sizes is True else sizes  # in earlier files
     return _with_stored_weights(model, result[STORED] or None, {}, products=products, sizes=sizes).model
 
 
 def _with_stored_weights(
-    model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values, *, products: bool, sizes: bool
+    model: nn.Module,
+    recorded: list[dict[str, Any]] | None,
+    weights: Values,
+    *,
+    products: bool,
+    sizes: Mapping[str, int] | None,
 ) -> Graph:
     traced = model
     if recorded is not None:

@@ -5,7 +5,7 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 """
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,16 +18,10 @@ from micronet.graph.attributes import has_sizes
 from micronet.graph.biases import BIAS
 from micronet.graph.computed import Values
 from micronet.graph.graph_module import GraphModule
+from micronet.graph.head_sizes import fix_head_sizes
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.products import make_layers
-from micronet.graph.record import (
-    UnbuiltError,
-    computes_same,
-    describe_example,
-    holds,
-    record_network,
-    trains_more,
-)
+from micronet.graph.record import UnbuiltError, computes_same, describe_example, holds, record_network, trains_more
 from micronet.graph.symbolic import mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
@@ -48,7 +42,7 @@ class Graph:
         fx: Its torch.fx graph.
         training: Its graph in training mode.
         products: Whether some layers were written as products.
-        sizes: Whether ``model`` is to read sizes of its reshapes.
+        sizes: Whether ``model`` is to read sizes of its reshapes and splits.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
     """
@@ -61,18 +55,20 @@ class Graph:
         plain: bool = True,
         weights: Values | None = None,
         products: bool = False,
-        sizes: bool = False,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         """Trace a network; raises whatever its forward raises.
 
         ``plain``: whether to make its layers plain. ``weights``: where to store weights that it computes, by name.
-        ``products``: whether products with stored matrices are linear layers. ``sizes``: whether the network is to read
-        the sizes of its reshapes, if both modes have one graph (see ``graph.attributes``).
+        ``products``: whether products with stored matrices are linear layers. ``sizes``: not None if the network is to
+        read its reshapes' sizes, if both modes have one graph (``graph.attributes``); what ``find_head_sizes`` found.
         """
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
-        self.sizes = sizes and has_sizes(self.fx, model)
+        for graph in (self.fx, training):
+            fix_head_sizes(model, graph, sizes or {})
+        self.sizes = sizes is not None and has_sizes(self.fx, model)
         self.products = sum(products and make_layers(graph, model) for graph in (self.fx, training)) > 0  # in both
         layers, calls = find_plain(self.fx, model, training=False, weights=weights, products=products)
         others, more = find_plain(training, model, training=True, weights=weights, products=products)

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.graph.attributes import RESHAPES, UNFLATTENS, Attribute
+from micronet.graph.attributes import RESHAPES, SPLITS, UNFLATTENS, Attribute
 from micronet.pruning.attributes import Attributes
 from micronet.pruning.ids import FIXED, Ids, distinct
 from micronet.pruning.traced_network import NodeCall
-
-_SPLITS = {torch.split, "split"}
 
 
 def fit_sizes(call: NodeCall, attributes: Attributes) -> NodeCall:
@@ -41,7 +39,7 @@ def fit_sizes(call: NodeCall, attributes: Attributes) -> NodeCall:
 
 def split_sizes(node: fx.Node) -> list[Attribute]:
     """Return the sizes of a split's parts, or the one size of all parts, if all are attributes, else an empty list."""
-    if node.target not in _SPLITS:
+    if node.target not in SPLITS:
         return []
     sizes = tree_leaves(node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None))
     found = [size for size in sizes if isinstance(size, Attribute)]

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
 from micronet.graph.attributes import marked
+from micronet.graph.head_sizes import before_heads
 from micronet.graph.plain import PlainLayer, with_plain
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import traced
@@ -81,7 +82,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
         raise MicronetError(
             f"the network cannot run on the example input: {first_line(error)}; pass an input of the right shape"
         ) from error
-    before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
+    before = {(index, node.name) for index, graph in enumerate(graphs) for node in before_heads(model, graph)}
     blocks = _blocks(model, regular)
     return TracedNetwork(given, model, plain, graphs, recording.results, recording.arguments, blocks, before)
 
@@ -95,18 +96,6 @@ def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
         and 1 < conv.groups < conv.in_channels == conv.out_channels
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
-
-
-def _before_heads(model: nn.Module, graph: fx.Graph) -> set[str]:
-    """Return the nodes whose results reach attention without a layer with weights in between."""
-    found: set[str] = set()
-    for node in reversed(graph.nodes):
-        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
-            continue
-        if any(user.name in found or ops.MIXES_HEADS.matches(user) for user in node.users):
-            found.add(node.name)
-    return found
 
 
 class Reshape(NamedTuple):

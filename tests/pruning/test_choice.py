@@ -75,8 +75,8 @@ def test_a_penalty_adds_its_subgradient_to_what_may_be_cut_alone(criterion, slop
 def test_layers_without_batch_norms_are_judged_by_their_weights():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
     with pytest.raises(MicronetError, match=r"no batch norm with a scale follows it; .*criterion=\"l2\""):
-        micronet.prune(model, IMAGES)
-    assert micronet.prune(model, IMAGES, criterion="l2", scope="layer").model[2].out_channels == 4
+        micronet.prune(model, IMAGES, criterion="bn-scale")
+    assert micronet.prune(model, IMAGES, scope="layer").model[2].out_channels == 4
 
 
 def test_the_layer_scope_cuts_the_same_share_of_every_layer():

@@ -47,7 +47,7 @@ def test_a_convolution_before_a_reshape_to_numbers_is_pruned(flatten):
 def test_a_network_that_reads_its_sizes_is_restored_and_not_made_again():
     net, x = Tutorial(FLATTENS["view"]).eval(), torch.randn(3, 1, 32, 32)
     plain, result = with_plain_weights(net, x, "pruning")
-    assert result[SIZES] and torch.equal(plain(x), net(x))
+    assert result[SIZES] == {} and torch.equal(plain(x), net(x))
     restored = restore_plain_weights(copy.deepcopy(net), result)
     restored.load_state_dict(net.state_dict())
     assert torch.equal(restored(x), net(x)) and restored.size_1 == 400
@@ -90,3 +90,35 @@ def test_heads_whose_number_the_forward_names_are_cut():
 
     pruned = prune(Attention().eval(), torch.randn(2, 6, 12), percent=0.5, criterion="l2").model
     assert (pruned.qkv.out_features, pruned.out.in_features) == (48, 16)
+
+
+def fused(net, x):
+    n, length, width = x.shape
+    qkv = net.qkv(x).reshape(n, length, 3, net.heads, width // net.heads).permute(2, 0, 3, 1, 4)
+    attended = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+    return attended.transpose(1, 2).reshape(n, length, width)
+
+
+def split(net, x):
+    n, length, width = x.size()
+    q, k, v = net.qkv(x).split(width, dim=2)
+    q, k, v = (part.view(n, length, net.heads, width // net.heads).transpose(1, 2) for part in (q, k, v))
+    scores = q @ k.transpose(-2, -1) / (width // net.heads) ** 0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2).reshape(n, length, x.size(-1))
+
+
+@pytest.mark.parametrize("attend", [fused, split], ids=lambda attend: attend.__name__)
+def test_heads_whose_width_is_computed_from_that_of_the_input_are_cut(attend):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads = 4
+            self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 5)
+
+        def forward(self, x):
+            return self.out(attend(self, self.norm(x)))
+
+    net = Attention().eval()
+    pruned = prune(net, torch.randn(2, 6, 32), percent=0.5).model
+    assert (pruned.qkv.out_features, pruned.out.in_features) == (48, 16)
+    assert pruned(torch.randn(3, 7, 32)).shape == (3, 7, 5)  # other numbers of samples and positions
