@@ -120,6 +120,7 @@ TUPLE_ATTRIBUTES = {"values", "indices", "min", "max"}  # of the named tuples th
 COMPLEX_ATTRIBUTES = {"real", "imag"}
 METADATA_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
 TRANSPOSING_ATTRIBUTES = {"T", "mT"}
+VALUE_ATTRIBUTES = {"data"}  # the tensor itself
 
 # For quantization: what happens to values.
 KEEPS_MATRIX = nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity, Tap  # (N, features) stays a matrix

@@ -1,15 +1,23 @@
 """Symbolic tracing by torch.fx: a forward runs on proxies, so no data are needed."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
+from functools import partial
+from itertools import count
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.record import uncompiled_modules
 from micronet.models.modes import state_kept
+
+MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
+_MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
 
 
 class _Tracer(fx.Tracer):
@@ -22,7 +30,12 @@ class _Tracer(fx.Tracer):
         return m in self.leaves
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Raise torch's error; a forward that catches it takes another branch than for a tensor."""
+        """Raise torch's error; a forward that catches it takes another branch than for a tensor.
+
+        Whether a tensor is on a GPU is only asked to put another one there, which a graph's own tensors follow.
+        """
+        if obj.node.target is getattr and obj.node.args[1] == "is_cuda":
+            return False
         self.branches = True
         return super().to_bool(obj)
 
@@ -44,11 +57,13 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
     """
     if model._forward_hooks or model._forward_pre_hooks:
         raise MicronetError("torch.fx does not trace the network's own hooks")
-    with state_kept(model), uncompiled_modules():
+    made = isinstance(model, fx.GraphModule)  # whose node names earlier files hold
+    with state_kept(model), uncompiled_modules(), nullcontext() if made else _tensors_of_sizes():
         tracer = _Tracer(find_leaves(model))
         # By default False, because the node names in older files rely on it.
-        tracer.proxy_buffer_attributes = buffers or isinstance(model, fx.GraphModule)
+        tracer.proxy_buffer_attributes = buffers or made
         versions = {name: buffer._version for name, buffer in _user_buffers(model)}
+        known = {name: value for name, value in vars(model).items() if name.startswith(MADE)}
         try:
             graph = tracer.trace(model.train(training))
         except Exception:  # torch.fx cannot trace every call that a graph may hold, such as torch.zeros of a size
@@ -59,9 +74,49 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
             raise MicronetError("forward() branches on a tensor, and catches the error that a proxy raises there")
         if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
             raise MicronetError("forward() changes its buffers")
-        constants = {name: value for name, value in vars(model).items() if name.startswith("_tensor_constant")}
+        constants = _name_constants(graph, model, known)
     vars(model).update(constants)  # torch.fx keeps them there
     return graph
+
+
+@contextmanager
+def _tensors_of_sizes() -> Iterator[None]:
+    """Let torch's functions that make tensors take proxies for sizes in this context, as in ``torch.ones(len, 9)``."""
+    before = {name: getattr(torch, name) for name in _MAKERS}
+    for name, make in before.items():
+        setattr(torch, name, partial(_make, make))
+    try:
+        yield
+    finally:
+        for name, make in before.items():
+            setattr(torch, name, make)
+
+
+def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a function that makes a tensor, or trace the call if an argument is a proxy."""
+    proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
+    return make(*args, **kwargs) if proxy is None else proxy.tracer.create_proxy("call_function", make, args, kwargs)
+
+
+def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
+    """Give tensors that a forward makes the names of equal ones that are ``known``, or else the next ones.
+
+    Each trace would name them anew, and a file holds them by name. Returns all by name.
+    """
+    constants = dict(known)
+    for node in graph.nodes:
+        value = vars(model).get(str(node.target))
+        if node.op != "get_attr" or not str(node.target).startswith(MADE) or value is None or node.target in known:
+            continue
+        same = (name for name, other in constants.items() if _are_same(value, other))
+        taken = constants.keys() | model._buffers.keys()
+        node.target = next(same, "") or next(name for n in count() if (name := f"{MADE}{n}") not in taken)
+        constants[node.target] = value
+    return constants
+
+
+def _are_same(x: Tensor, y: Tensor) -> bool:
+    return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(x, y)
 
 
 def _user_buffers(model: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -84,10 +139,11 @@ def mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int] 
     if len(training.nodes) != len(evaluating.nodes):
         return None
     keys: dict[str, str | int] = {}
+    same: dict[fx.Node, fx.Node] = {}  # nodes that read tensors made by the forward have other names in every trace
     for train, evaluation in zip(training.nodes, evaluating.nodes, strict=True):
-        if train.op == evaluation.op == "get_attr" and str(train.target).startswith("_tensor_constant"):
-            continue  # made by the forward itself, and named anew by every trace
-        before, after = ({**dict(enumerate(node.args)), **node.kwargs} for node in (train, evaluation))
+        same[train] = evaluation
+        arguments = fx.node.map_arg((train.args, train.kwargs), same.__getitem__), (evaluation.args, evaluation.kwargs)
+        before, after = ({**dict(enumerate(args)), **kwargs} for args, kwargs in arguments)
         if (train.op, train.target, before.keys()) != (evaluation.op, evaluation.target, after.keys()):
             return None
         differing = [key for key in before if str(before[key]) != str(after[key])]

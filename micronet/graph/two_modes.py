@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from micronet.graph.symbolic import MADE
+
 
 def pair_nodes(evaluating: fx.Graph, training: fx.Graph) -> dict[str, fx.Node] | None:
     """Return the node in training mode that computes what each node in eval mode does, by the latter's name.
@@ -23,7 +25,7 @@ def pair_nodes(evaluating: fx.Graph, training: fx.Graph) -> dict[str, fx.Node] |
             continue
         others = waiting[node.op, node.target]
         found = next((other for other in others if _is_partner(node, other, pairs)), None)
-        if found is None or str(node.target).startswith("_tensor_constant"):
+        if found is None or str(node.target).startswith(MADE):
             return None
         others.remove(found)
         pairs[node] = found

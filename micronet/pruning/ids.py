@@ -63,9 +63,9 @@ def spread(ids: Ids, axis: int, shape: Sequence[int]) -> Tensor:
 
 
 def ids_along(x: Tensor, *axes: int) -> Ids | None:
-    """Return the ids along one or several axes, in order, or None if they differ along another axis too."""
+    """Return the ids along one or several axes, in order; None if they differ along another, or there are none."""
     others = set(range(x.dim())) - {axis % x.dim() for axis in axes}
-    if any(varies(x, other) for other in others):
+    if not x.numel() or any(varies(x, other) for other in others):
         return None
     for other in others:
         x = x.narrow(other, 0, 1)
@@ -122,7 +122,9 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
 
 def _is_single(x: Tensor, axis: int) -> bool:
     """Return True if one channel is broadcast along an axis, or was expanded along it before."""
-    return x.size(axis) == 1 or (x.stride(axis) == 0 and smallest(x) == int(_unexpanded(x).max()))
+    if x.size(axis) == 1 or not x.numel():
+        return x.size(axis) == 1
+    return x.stride(axis) == 0 and smallest(x) == int(_unexpanded(x).max())
 
 
 def dense(left: Tensor, right: Tensor) -> list[Tensor]:

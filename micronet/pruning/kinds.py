@@ -16,7 +16,7 @@ KINDS = {
 }
 _ATTRIBUTES = {
     **dict.fromkeys(ops.METADATA_ATTRIBUTES, "metadata"),
-    **dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES | ops.TUPLE_ATTRIBUTES, "moving"),
+    **dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES | ops.TUPLE_ATTRIBUTES | ops.VALUE_ATTRIBUTES, "moving"),
     **dict.fromkeys(ops.COMPLEX_ATTRIBUTES, "combining"),
 }
 

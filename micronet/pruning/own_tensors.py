@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from micronet.graph.recorder import CONSTANT
+from micronet.graph.symbolic import MADE
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.ids import FIXED, STRIDE, Ids, dense, smallest, varies
 
@@ -39,7 +40,7 @@ class OwnTensors:
             name: list(tensor.shape)
             for name, tensor in tensors
             if uses[id(tensor)] == 1 and tensor.is_floating_point() and 1 < tensor.numel() < _LARGEST
-            and not name.rpartition(".")[2].startswith((CONSTANT, "_tensor_constant"))
+            and not name.rpartition(".")[2].startswith((CONSTANT, MADE))
         }  # fmt: skip
         for name, (axis, size) in sizes.items():
             self._shapes[name][axis] = size

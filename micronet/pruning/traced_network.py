@@ -19,14 +19,13 @@ from micronet.graph.attributes import marked
 from micronet.graph.head_sizes import before_heads
 from micronet.graph.plain import PlainLayer, with_plain
 from micronet.graph.record import computes_same, record_network
+from micronet.graph.symbolic import MADE
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode, state_kept
 from micronet.pruning.ids import Ids, channels_along, distinct
 from micronet.pruning.kinds import kind_of
 from micronet.pruning.recording import Key, Recording, Run
-
-_MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def _are_equal(first: fx.Graph, second: fx.Graph, model: nn.Module) -> bool:
     if len(first.nodes) != len(second.nodes):
         return False
     for one, other in zip(first.nodes, second.nodes, strict=True):
-        if all(node.op == "get_attr" and str(node.target).startswith(_MADE) for node in (one, other)):
+        if all(node.op == "get_attr" and str(node.target).startswith(MADE) for node in (one, other)):
             made, again = (getattr(model, str(node.target)) for node in (one, other))
             if made.dtype != again.dtype or not torch.equal(made, again):
                 return False

@@ -122,3 +122,27 @@ def test_heads_whose_width_is_computed_from_that_of_the_input_are_cut(attend):
     pruned = prune(net, torch.randn(2, 6, 32), percent=0.5).model
     assert (pruned.qkv.out_features, pruned.out.in_features) == (48, 16)
     assert pruned(torch.randn(3, 7, 32)).shape == (3, 7, 5)  # other numbers of samples and positions
+
+
+def test_forwards_that_make_tensors_are_pruned_too():
+    class Localization(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc1, self.fc2 = nn.Conv2d(1, 8, 5), nn.Linear(8 * 4 * 4, 12), nn.Linear(12, 9)
+
+        def forward(self, x):
+            y = F.relu(self.conv(x))
+            n, c, h, w = y.data.size()
+            y = self.fc2(F.relu(self.fc1(y.view(n, 2, c // 2, h, w).view(-1, 8 * 4 * 4))))
+            same = torch.eye(3).view(1, 9).repeat(n, 1)
+            if y.is_cuda:
+                same = same.cuda()
+            return (y + same + torch.ones(x.size(0), 9)).view(-1, 3, 3)
+
+    net, x = Localization().eval(), torch.randn(2, 1, 8, 8)
+    for _ in range(2):  # each trace would name the tensors anew
+        plain, result = with_plain_weights(net, x, "pruning")
+        restored = restore_plain_weights(Localization().eval(), result)
+        restored.load_state_dict(plain.state_dict())
+        assert torch.equal(restored(x), net(x))
+    assert prune(net, x, percent=0.5).model.conv.out_channels < 8
