@@ -28,6 +28,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from torchvision import models
 
 from micronet.artifact.artifact import Artifact, load, save, versions
 from micronet.artifact.header import StageRecord
+from micronet.graph.plain_weights import with_plain_weights
 from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.device import describe_machine
@@ -190,8 +192,12 @@ def prune_one(name: str, asked: argparse.Namespace, folder: Path) -> tuple[str, 
     before = sum(p.numel() for p in model.parameters())
     start = time.process_time()
     config = PruneConfig(0.5, regular=asked.regular, criterion="l2", scope="layer")
+    given, (model, how) = model, with_plain_weights(model, images, "pruning")
     pruned, record, plan = prune_model(model, config, images)
+    record = replace(record, result={**record.result, **how})
     seconds = time.process_time() - start
+    if (error := difference(given, model, images)) > 1e-9:
+        raise SystemExit(f"{name}: its plain network differs by {error}")
     whole = transformer.split_layers(model, record.result.get("attention", []))
     error = difference(mask(whole, pruned), pruned, images)
     lacking = backward(pruned, images)

@@ -77,7 +77,7 @@ def _record_eval(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recorder, A
     """Record a network in eval mode, and return the context to record it again in; MicronetError if it cannot run."""
     try:
         recorder = record(model, inputs)
-    except UnbuiltError:
+    except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
         line = error_line(error)

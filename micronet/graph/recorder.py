@@ -225,8 +225,9 @@ class Recorder(TorchFunctionMode):
             return tuple(parts) if isinstance(value, tuple) else parts
         if any(map(self._is_recorded, tensors_in(value))):
             raise MicronetError(
-                f"an object of the class {type(value).__name__} holds tensors, which a traced graph cannot build "
-                "again; make it a dict, a named tuple or a dataclass"
+                f"forward() uses an object of the class {type(value).__name__}, whose tensors a traced graph cannot "
+                "build again; make it a dict, a named tuple or a dataclass, or do without it (use_cache=False for the "
+                "cache of a transformer)"
             )
         return value
 

@@ -28,7 +28,7 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
     except MicronetError as error:
         progress.line(
             f"warning: {error}; as it is, only the weights and the inputs of its layers are quantized, and the network "
-            "cannot be exported"
+            "may be refused by export-onnx"
         )
         return True
     return False
