@@ -184,6 +184,7 @@ def _layer(
     first = next(iter(places.values())) if "weight" not in places else places["weight"]
     owner, _, _ = first.rpartition(".")
     own = bool(owner) and all(place == f"{owner}.{name}" for name, place in places.items())
+    own = own and not _reads_any(node.graph, {f"{owner}.{name}" for name in tensors if name not in places})
     if own and owner in called:  # that module may compute something else
         if not isinstance(modules[owner], nn.Embedding):
             return None
@@ -204,6 +205,11 @@ def _layer(
             module._buffers["num_batches_tracked"] = counter
             places["num_batches_tracked"] = f"{owner}.num_batches_tracked"
     return name, recipe, PlainLayer(module, places)
+
+
+def _reads_any(graph: fx.Graph, places: Collection[str]) -> bool:
+    """Return True if a graph reads tensors that a layer of the owner's name would use, as a bias it adds elsewhere."""
+    return bool(places) and any(node.op == "get_attr" and node.target in places for node in graph.nodes)
 
 
 def _is_stored(node: Any, stored: Mapping[str, Tensor]) -> bool:

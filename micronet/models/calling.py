@@ -12,12 +12,14 @@ import re
 import types
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, get_origin
 
 import torch
 from torch import Tensor, fx, nn
 
+from micronet.errors import first_line
 from micronet.models.outputs import tensors_in
 
 _ORIGINAL, _NAMES = "_original_class", "_input_names"
@@ -121,8 +123,23 @@ def _passing(forward: Callable[..., Any], parameters: list[inspect.Parameter], n
     variadic = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     single = len(required) == 1 and required[0].name not in names and not variadic
     if single and (_is_mapping(required[0].annotation) or len(names) > len(by_order)):
-        return lambda model, inputs: forward(model, dict(zip(names, inputs, strict=True)))
+        return partial(_pass_dict, forward, required[0], names)
     return None
+
+
+def _pass_dict(
+    forward: Callable[..., Any], parameter: inspect.Parameter, names: list[str], model: nn.Module, inputs: Any
+) -> Any:
+    """Pass inputs in a dict to a forward that takes a single argument, which may turn out to be a tensor."""
+    try:
+        return forward(model, dict(zip(names, inputs, strict=True)))
+    except (AttributeError, TypeError) as error:
+        if _is_mapping(parameter.annotation):
+            raise
+        raise TypeError(
+            f"forward() takes one argument, {parameter.name}, so {' and '.join(names)} were passed in a dict; unless "
+            f"it takes dicts, pass data of one input ({first_line(error).removesuffix(', but expected one of:')})"
+        ).with_traceback(error.__traceback__) from error
 
 
 def _is_mapping(annotation: Any) -> bool:

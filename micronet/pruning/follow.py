@@ -39,7 +39,7 @@ from micronet.pruning.ids import (
 )
 from micronet.pruning.own_tensors import OwnTensors
 from micronet.pruning.sizes import channels_counted, fit_sizes, shapes, split_sizes
-from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
+from micronet.pruning.traced_network import OUTPUTS, NodeCall, Reshape, TracedNetwork, reads_shape
 
 _FIXED_SIZES = "forward() uses fixed sizes"
 
@@ -88,7 +88,7 @@ class Follower:
     def _visit(self, call: NodeCall) -> Any:
         node, module = call.node, call.module
         if node.op == "output":
-            return self._give_up(call, "its channels are network outputs")
+            return self._give_up(call, OUTPUTS)
         if node.op == "get_attr" and not all(map(reads_shape, node.users)):
             owner, _, attribute = str(node.target).rpartition(".")
             self.unsupported[owner] = f"has a {attribute} that forward() accesses directly"
@@ -241,7 +241,7 @@ class Follower:
         dims = call.argument(1, "dim", default)
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
         if call.node.users and not all(self._tie(x, axis % x.dim()) for axis in axes if varies(x, axis % x.dim())):
-            return self._give_up(call, f"{call.node.name} reduces across channels")
+            return self._give_up(call, call.why_pinned)
         if ops.SOFTMAX.matches(call.node, call.module):
             return x
         return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))

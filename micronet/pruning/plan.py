@@ -21,6 +21,9 @@ from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Scores
 from micronet.pruning.ids import groups_of
 
+_OTHER_FIXED = "forward() uses its number of channels where another number is fixed"
+_NO_WIDTH = "stays whole: no smaller width suits the parts it is taken in"
+
 
 @dataclass(frozen=True)
 class GroupPlan:
@@ -148,8 +151,11 @@ class Planner:
         channels, new = self._settle_parts(widths)
         groups = {}
         for number, group in self._groups.items():
-            note = "; ".join(dict.fromkeys(self._notes[number]))
+            notes = self._notes[number]
             keep = choose(group, self._scores.get(number), self._signatures[number], new[number])
+            if widths[number] < len(keep) == group.width:  # what brought it to that width no longer counts
+                notes = [_OTHER_FIXED if _OTHER_FIXED in notes else _NO_WIDTH]
+            note = "; ".join(dict.fromkeys(notes))
             groups[number] = GroupPlan(group.layers, group.width, keep, note)
         cut = sum(groups[number].before - groups[number].after for number in self.free)
         return PrunePlan(groups, channels, requested, cut, sum(self._widths[number] for number in self.free))
@@ -209,7 +215,7 @@ class Planner:
                     widths |= {other: self._widths[other] for other in self._neighbors(group)}
             if widths == before:
                 culprit = self._culprit(widths)
-                self._notes[culprit].append("forward() uses its number of channels where another number is fixed")
+                self._notes[culprit].append(_OTHER_FIXED)
                 widths[culprit] = self._widths[culprit]
         return self._channels, self._signatures
 
@@ -225,7 +231,8 @@ class Planner:
         ]
         stuck += {channels.table.root(group) for group in merged}
         pinned = {table.root(group) for group in channels.pinned if group in table.widths}
-        return channels, new, [*stuck, *(pinned - self._channels.pinned.keys())]
+        stuck += pinned - self._channels.pinned.keys()
+        return channels, new, list(dict.fromkeys(stuck))  # once each: a group would skip the next width
 
     def _culprit(self, widths: dict[int, int]) -> int:
         """Return a group whose width suits no other group: the network is fine with those of the groups before it."""
@@ -243,7 +250,7 @@ class Planner:
         following = width - multiple if width <= first else width + multiple
         if following < max(self._minimum[group], multiple):
             following = first + multiple
-        self._notes[group].append("adjusted to a width that works for the grouped layers")
+        self._notes[group].append("adjusted to a width that suits the parts it is taken in")
         return min(following, whole)
 
     def _neighbors(self, group: int) -> set[int]:

@@ -27,6 +27,8 @@ from micronet.pruning.ids import Ids, channels_along, distinct
 from micronet.pruning.kinds import kind_of
 from micronet.pruning.recording import Key, Recording, Run
 
+OUTPUTS = "its channels are network outputs"
+
 
 @dataclass(frozen=True)
 class TracedNetwork:
@@ -176,14 +178,30 @@ class NodeCall:
         return isinstance(source, fx.Node) and ops.PART.matches(source)
 
     @property
+    def _is_last(self) -> bool:
+        return {user.op for user in self.node.users} == {"output"}
+
+    @property
+    def _returns_channels(self) -> bool:
+        """Whether the network returns the result, which has the shape of the only input, as a softmax of scores."""
+        of_torch = self.module is None or type(self.module).__module__.startswith("torch.nn.")
+        weightless = of_torch and not getattr(self.module, "_parameters", None)
+        alike = [x.shape for x in self.tensors] == [getattr(self.fixed, "shape", None)]
+        return self._is_last and weightless and alike
+
+    @property
     def why_pinned(self) -> str:
-        """Why an operation of an unknown kind keeps its channels from being cut."""
-        if isinstance(self.node.target, type) and {user.op for user in self.node.users} == {"output"}:
-            return "its channels are network outputs"  # in a named tuple or a dataclass
+        """Why an operation that does not tell its channels apart keeps them from being cut."""
+        if isinstance(self.node.target, type) and self._is_last:
+            return OUTPUTS  # in a named tuple or a dataclass
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
             return f"{subject} has a weight that forward() computes"
+        if self._returns_channels:
+            return OUTPUTS
+        if self.kind == "reducing":
+            return f"{self.node.name} reduces across channels"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
             return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"

@@ -2,12 +2,14 @@
 
 from collections.abc import Collection
 
+import torch
 from torch import fx
 
 from micronet.graph import ops
 from micronet.graph.computed import computed_from
 from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.trace import Graph
+from micronet.models.attention import weigh
 from micronet.quantization.config import (
     FUNCTION_CALL,
     NO_DEFORMABLE,
@@ -18,6 +20,8 @@ from micronet.quantization.config import (
 
 COMPUTED = "its weight is computed"
 COMPUTED_WEIGHT = f"{COMPUTED}; quantize with --mode ptq, then train with --mode qaft"
+
+_ADDING = torch.addmm, torch.baddbmm, "addmm", "baddbmm"
 
 
 def float_calls(graph: Graph, layers: Collection[str]) -> dict[str, str]:
@@ -45,7 +49,17 @@ def _describe(graph: Graph, node: fx.Node, layers: Collection[str]) -> tuple[str
         weights = arguments_of(node)["weight"] if node.target in CALLS else None
         computed = isinstance(weights, fx.Node) and not _is_stored(graph, weights)
         return "", RUN_TIME_WEIGHTS if computed else FUNCTION_CALL
-    return "", STORED_FACTOR if any(_is_stored(graph, each) for each in node.all_input_nodes) else PRODUCT_OF_TWO
+    return "", STORED_FACTOR if any(_is_stored(graph, each) for each in _factors(node)) else PRODUCT_OF_TWO
+
+
+def _factors(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors that a product multiplies, without those that it adds: a bias, or attention's mask."""
+    if ops.ATTENTION.matches(node):
+        by_order = node.args[: 2 if node.target is weigh else 3]
+        given = [*by_order, *map(node.kwargs.get, ("query", "key", "value"))]
+        return [each for each in given if isinstance(each, fx.Node)]
+    added = (node.args[0] if node.args else node.kwargs.get("input")) if node.target in _ADDING else None
+    return [each for each in node.all_input_nodes if each is not added]
 
 
 def _is_stored(graph: Graph, node: fx.Node) -> bool:

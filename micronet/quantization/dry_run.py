@@ -26,8 +26,9 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
 
     In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
     reaches, has an effect. Where the gradient is zero, NaN in its place decides, and where it is cut off, NaN in place
-    of the values: whatever weights of 0 hide, NaN gets through. Of large inputs, one sample is enough if all have an
-    effect on it.
+    of the values: whatever weights of 0 hide, NaN gets through. A network that has no gradient, as an operation in
+    place may overwrite what the gradient needs, is tried with NaN alone. Of large inputs, one sample is enough if all
+    have an effect on it.
 
     Args:
         model: The network, calibrated or not.
@@ -52,10 +53,13 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
 def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, str]:
     progress.step("checking the quantizers", 0, 1)
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
-    factors: dict[str, Tensor] = {}
     inputs = as_inputs(model, example)
-    with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
-        outputs = tensors_in(model(*copied(inputs)))
+    try:
+        outputs, factors = _run(model, inputs, quantizers, gradient=True)
+        waiting = _without_gradient(outputs, factors)
+    except RuntimeError:  # inference may allow what autograd does not
+        outputs, factors = _run(model, inputs, quantizers, gradient=False)
+        waiting = list(factors)
     if not any(out.numel() for out in outputs):
         raise MicronetError(
             "the network's output is empty for the example input, so the effect of its quantizers cannot be seen; pass "
@@ -63,7 +67,6 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
             "are not trained yet, lower the score threshold in the network"
         )
     idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
-    waiting = _without_gradient(outputs, factors)
     together = len(waiting)  # how many to try in one run: most of them are without effect, or most have one
     why = NO_EFFECT if all(out.numel() for out in outputs) else PARTLY_EMPTY
     while waiting:
@@ -78,6 +81,15 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
             waiting = waiting[len(some) :]
         together = 2 * len(some) if unchanged else max(1, len(some) // 2)
     return idle
+
+
+def _run(
+    model: nn.Module, inputs: tuple[Any, ...], quantizers: dict[str, Quantizer], *, gradient: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Return the outputs of a network and the factors of the quantizers that it calls."""
+    factors: dict[str, Tensor] = {}
+    with eval_mode(model), _passing(quantizers, factors), torch.set_grad_enabled(gradient):
+        return tensors_in(model(*copied(inputs))), factors
 
 
 def find_infinite(model: nn.Module, batches: Iterable[Example]) -> set[str]:

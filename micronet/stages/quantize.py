@@ -210,7 +210,7 @@ class Quantize(TrainingSettings, Stage):
         from micronet.stages.float_network import float_artifact
         from micronet.stages.quantize_network import Quantizing
         from micronet.stages.quantize_plan import plan
-        from micronet.stages.quantize_warnings import warn_poor, warn_untraced
+        from micronet.stages.quantize_warnings import warn_constant, warn_poor, warn_untraced
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))
@@ -229,6 +229,8 @@ class Quantize(TrainingSettings, Stage):
         if self.calibration.mode == "qat" and work.dataset is None:
             self._check_untrained(context)
         qaft = self.calibration.mode == "qaft"
+        if not qaft:
+            warn_constant(work.calibration_inputs, context.progress)
         untraced = not qaft and warn_untraced(artifact.model.to(run.device), work.example, context.progress)
         done = work.qaft() if qaft else work.run_quantization()
         warn_poor(done.metrics, self.calibration.mode, context.progress)

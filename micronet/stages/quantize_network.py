@@ -77,7 +77,7 @@ class Quantizing:
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set to train or measure on; None if only inputs are given, or nothing."""
+        """The data set to train or measure on, which the network takes; None if only inputs are given, or nothing."""
         data, remembered = self.settings.data, (self.artifact.data or {}).get("name")
         if self._inputs_alone is not None:
             data = replace(data, data=None)
@@ -87,6 +87,8 @@ class Quantizing:
         if data.data is None and self.settings.calibration.makes_images:
             return None
         opened = open_data(data, self.artifact, self.run.seed)
+        check_precision(self.artifact.model, "quantizing")
+        check_model_fits(self.artifact.model, opened)
         return opened.with_reference(reference_of(copy_model(self.artifact.model).to(self.run.device)))
 
     @cached_property
@@ -132,7 +134,6 @@ class Quantizing:
         check_precision(self.artifact.model, "quantizing")
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
-            check_model_fits(self.artifact.model, dataset)
             say_start(dataset, self.artifact, self.settings.training, self.run)
         elif self.settings.calibration.mode == "ptq" and not self.calibration_inputs:
             raise MicronetError("--mode ptq needs calibration data; pass it with --data")

@@ -42,7 +42,7 @@ from micronet.stages.onnx_files import closeness, compare_files, count_rows, is_
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.onnx_ranges import Ranges, choose_ranges, has_legacy_cache, sampled
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
-from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
+from micronet.stages.quantize_warnings import CONSTANT, POOR_DB, warn_constant
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.agreement import decibels
 
@@ -51,6 +51,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""
     model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed, stage.inputs)
     feeds = calibration_feeds(model, stage.calibration, context.progress)
+    warn_constant((tuple(feed.values()) for feed in feeds), context.progress)
     made = _quantized(
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )

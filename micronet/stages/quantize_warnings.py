@@ -1,6 +1,7 @@
-"""What ``quantize`` warns of: a network that cannot be traced, and outputs that are far from the float network's."""
+"""What ``quantize`` warns of: an untraced network, constant inputs, and outputs far from the float network's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -32,6 +33,27 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
         )
         return True
     return False
+
+
+def warn_constant(batches: Iterable[Any], progress: Progress) -> None:
+    """Say so if calibration inputs, tensors or arrays or tuples of them, are the same in every sample."""
+    given = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+    first = [x[:1] for x in given[0]] if given else []
+    for batch in given:
+        for x, own in zip(batch, first, strict=True):
+            if x.shape[1:] != own.shape[1:] or not bool((x == own).all()):
+                return
+    samples = sum(len(batch[0]) for batch in given)
+    if first and all(bool((x == x.reshape(-1)[:1]).all()) for x in first):
+        what = "the calibration inputs hold one value only"
+    elif samples > 1:
+        what = f"all {samples} calibration samples are the same"
+    else:
+        return
+    progress.line(
+        f"warning: {what}; ranges set from them may be wrong for other inputs, so pass varied ones with --data or "
+        "--calib-data"
+    )
 
 
 def warn_poor(metrics: Mapping[str, object], mode: str, progress: Progress) -> None:

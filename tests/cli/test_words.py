@@ -88,7 +88,16 @@ def test_outputs_that_nothing_changes_are_said(tmp_path, micronet):
     model, path = ["--model", "tests/tasks/networks.py:Untrained"], tmp_path / "a.safetensors"
     micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
     done = micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "b.safetensors")
-    assert "warning: the outputs equal the float network's exactly" in " ".join(done.err.split())
+    said = " ".join(done.err.split())
+    assert "warning: the outputs equal the float network's exactly" in said and "ranges set from" not in said
+    for rows, words in (
+        (np.zeros((9, 6)), "inputs hold one value only"),
+        ([range(6)] * 9, "calibration samples are the same"),
+    ):
+        np.save(tmp_path / "c.npy", np.asarray(rows, np.float32))
+        options = ["--mode", "ptq", *model, "--calib-data", tmp_path / "c.npy", "--force"]
+        done = micronet("quantize", path, *options, "-o", tmp_path / "b.safetensors")
+        assert " ".join(done.err.split()).startswith("warning: ") and words in " ".join(done.err.split())
 
 
 def test_bn_fuse_follows_any_quantization(tmp_path, micronet):

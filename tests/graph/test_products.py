@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from micronet import load, prune, quantize, save
 from micronet.graph.plain_weights import restore_plain_weights, with_plain_weights
+from micronet.graph.trace import Graph
 
 FORMS = {
     "at": lambda net, x: x @ net.w + net.b,
@@ -100,6 +101,40 @@ def test_a_matrix_that_is_only_read_transposed_keeps_its_name():
     assert {name: tuple(value.shape) for name, value in plain.state_dict().items()} == {
         "0.weight": (8, 6), "0.bias": (8,),
     }  # fmt: skip
+
+
+class LaterBias(Conv1D):
+    """As a graph convolution has it: the bias is added after the product with the neighbours."""
+
+    def forward(self, x):
+        return x.mean(1, keepdim=True) @ x.mT @ (x @ self.weight) + self.bias
+
+
+class ScaledConv(nn.Conv2d):
+    """Has a bias that is not the convolution's."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight) * 2 + self.bias.view(-1, 1, 1)
+
+
+class OneBiasOfTwo(Conv1D):
+    """Adds its bias to one of two products only."""
+
+    def forward(self, x):
+        return (x.relu() @ self.weight) + (x @ self.weight + self.bias).relu()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(LaterBias(6, 8), (2, 3, 6)), (OneBiasOfTwo(6, 8), (2, 6)), (ScaledConv(6, 8, 1), (2, 6, 3, 3))],
+)
+@pytest.mark.parametrize("purpose", ["running", "pruning", "training"])
+def test_a_bias_that_forward_adds_elsewhere_is_not_the_layers(layer, shape, purpose):
+    net, x = nn.Sequential(layer).eval(), torch.randn(shape)
+    plain, _ = with_plain_weights(net, x, purpose)
+    network = Graph(plain).model
+    assert any(type(module) in (nn.Linear, nn.Conv2d) for module in network.modules())
+    torch.testing.assert_close(network(x), net(x))
 
 
 class Own(nn.Module):

@@ -233,3 +233,10 @@ def test_files_of_networks_that_take_a_dict_load_and_evaluate(tmp_path):
 def test_a_dict_for_a_network_that_takes_none_is_refused():
     with pytest.raises(MicronetError, match="a batch has no input, which forward"):
         micronet.quantize(nn.Linear(3, 2), data={"image": torch.rand(2, 3), "label": torch.ones(2)}, mode="ptq")
+
+
+def test_two_inputs_for_a_forward_that_takes_one_tensor_are_named():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3))
+    take_in_order(net, [{"name": "left"}, {"name": "right"}])
+    with pytest.raises(TypeError, match=r"one argument, input, so left and right were passed in a dict; .*conv2d"):
+        net(X, X)

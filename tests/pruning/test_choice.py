@@ -344,3 +344,27 @@ def test_the_scores_of_a_gate_are_those_of_both_halves_and_of_what_follows(gate)
         found = criterion.scores(channels.network.model, channels)
         scores = next(values for group, values in found.items() if channels.groups[group].layers == ["stem"])
         np.testing.assert_allclose(scores, sum(parts).detach() / 2, rtol=1e-6)
+
+
+class Transforms(nn.Module):
+    """Multiplies points by a matrix of some rows that it predicts."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.hidden, self.matrix = rows, nn.Linear(3, 8), nn.Linear(8, 3 * rows)
+        self.last = nn.Conv1d(rows, 4, 1)
+
+    def forward(self, x):
+        y = self.matrix(self.hidden(x.mean(2)).relu())
+        return self.last(torch.bmm(y.view(x.size(0), self.rows, 3), x)).mean(2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "after", "note"), [(3, 6, "suits the parts"), (2, 6, "stays whole: no smaller width")]
+)
+def test_a_width_that_does_not_suit_goes_to_the_next_or_stays_whole_and_the_note_says_so(rows, after, note):
+    torch.manual_seed(0)
+    config = PruneConfig(percent=0.6, criterion="l2", scope="layer")
+    _, _, plan = prune_model(Transforms(rows).eval(), config, torch.randn(2, 3, 5))
+    [group] = [group for group in plan.groups.values() if group.layers == ["matrix"]]
+    assert group.after == after and note in group.note and ("whole" in group.note) == (after == group.before)

@@ -154,3 +154,11 @@ def test_tensors_that_forward_makes_need_no_second_graph_unless_modes_differ():
 
     for Net.differs in (False, True):
         assert len(trace_network(Net(), IMAGES).graphs) == 1 + Net.differs
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1), nn.Softmin(1)], ids=str)
+def test_channels_that_a_network_returns_as_scores_are_outputs(last):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), last).double().eval()
+    _, _, plan = prune_model(model, CONFIG, IMAGES)
+    notes = {group.layers[0]: group.note for group in plan.groups.values()}
+    assert notes == {"0": "", "1": "its channels are network outputs"}

@@ -212,8 +212,9 @@ def _convolution(channels):
     [
         (lambda x: x, {"unused"}, 2),  # the gradient decides, and one more run for the unused layer
         (lambda x: x > -1e6, {"unused"}, 24),  # no gradient: one run for each, and to find that so
+        (lambda x: (x.pow(2), x.relu_()), {"unused"}, 25),  # nor here: ReLU overwrites what it needs
     ],
-    ids=["values", "booleans"],
+    ids=["values", "booleans", "in-place"],
 )
 def test_few_runs_find_what_has_no_effect(output, idle, runs):
     torch.manual_seed(0)

@@ -106,7 +106,7 @@ def test_a_computed_bias_is_added_behind_an_integer_layer_and_layers_of_constant
 
 
 class Products(nn.Module):
-    """A product with a part of a parameter that is no layer's, and one of two activations."""
+    """A product with a part of a parameter that is no layer's, and two of two activations, one with a stored mask."""
 
     def __init__(self):
         super().__init__()
@@ -114,12 +114,16 @@ class Products(nn.Module):
 
     def forward(self, x):
         x = self.layer(x)
-        return (x.relu() @ self.position[: x.shape[-1]]) @ x.mT
+        y = (x.relu() @ self.position[: x.shape[-1]]) @ x.mT
+        return y, F.scaled_dot_product_attention(x, x, x, attn_mask=self.position[:3, :3])
 
 
 def test_products_are_named_as_what_they_are():
     record = quantize_model(Products(), QuantConfig())[1]
-    assert record.result["left_float"] == {"matmul()": STORED_FACTOR, "matmul_1()": PRODUCT_OF_TWO}
+    assert record.result["left_float"] == {
+        "matmul()": STORED_FACTOR, "matmul_1()": PRODUCT_OF_TWO,
+        "scaled_dot_product_attention()": PRODUCT_OF_TWO,
+    }  # fmt: skip
 
 
 class Convolutions(nn.Module):
