@@ -32,7 +32,7 @@ from micronet.onnx.moves import quantize_before_concats, requantize_moves
 from micronet.onnx.sharing import share_weights
 from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import (
-    keep_transposed_in_float,
+    keep_in_float,
     quantize_biases,
     store_transposed_in_float,
     transpose_weights,
@@ -165,7 +165,7 @@ def _add_pairs(model: ir.Model, *, gates: bool = True) -> None:
     store_transposed_in_float(model.graph)
     rewrite.store_quantized(model.graph)
     quantize_biases(model.graph)
-    keep_transposed_in_float(model.graph)
+    keep_in_float(model.graph)
     rewrite.unshare_initializers(model.graph)
     pad_depthwise(model.graph)
     RemoveUnusedNodesPass()(model)

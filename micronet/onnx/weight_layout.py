@@ -67,25 +67,46 @@ def store_transposed_in_float(graph: ir.Graph) -> None:
         graph.register_initializer(stored)
 
 
-def keep_transposed_in_float(graph: ir.Graph) -> None:
-    """Store the float biases of transposed convolutions that read integers in int32, zeros for those without, in place.
+def keep_in_float(graph: ir.Graph) -> None:
+    """Keep ONNX Runtime from rounding the float weights of layers that read integers, in place.
 
-    Otherwise ONNX Runtime's optimizer WeightBiasQuantization rounds their weights to 8 bits per tensor, and dequantizes
-    them in every run; it leaves layers alone whose bias is no stored float. The unit keeps all digits of a float.
+    Its optimizer WeightBiasQuantization, which only our sessions disable, would round them to 8 bits per tensor. It
+    leaves a layer alone whose input has a scale per channel, or whose bias is no stored float. Convolutions get equal
+    scales, since their fastest form needs a stored bias; other layers get a bias in int32, of zeros if they had none.
     """
-    for node in [node for node in graph if node.op_type == "ConvTranspose"]:
-        source, weight = producer(node), array(node, 1)
+    for node in [node for node in graph if node.op_type in ("Conv", "ConvTranspose", "Gemm")]:
+        source, weight = source_of(node.inputs[0]), array(node, 1)  # ONNX Runtime moves pairs behind what moves values
         if source is None or source.op_type != DEQUANTIZE or weight is None or weight.dtype != np.float32:
             continue
-        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
         channels = weight.shape[1] * node.attributes.get_int("group", 1)
-        bias = array(node, 2) if has_bias else np.zeros(channels, np.float32)
-        if bias is None:  # it is dequantized already
+        if node.op_type == "Conv" and channels > 1 and producer(node) is source:
+            _read_by_channels(graph, node, source, channels)
             continue
-        unit = np.float32(np.abs(bias).max() / (INT32_MAX // 2)) or np.float32(1)
-        q = np.rint(bias / np.float64(unit)).astype(np.int32)
+        rows = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1 else 1
+        outputs = channels if node.op_type == "ConvTranspose" else weight.shape[rows]
+        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+        bias = array(node, 2) if has_bias else np.zeros(outputs, np.float32)
+        if bias is None or bias.ndim != 1:  # the optimizer only takes stored vectors
+            continue
+        unit = np.float32(np.abs(bias).max() / (INT32_MAX // 2)) or np.float32(1)  # keeps all digits of a float
         node.resize_inputs(3)
-        _read_integers(graph, node, q, unit, {})
+        _read_integers(graph, node, np.rint(bias / np.float64(unit)).astype(np.int32), unit, {})
+
+
+def _read_by_channels(graph: ir.Graph, node: ir.Node, source: ir.Node, channels: int) -> None:
+    """Let a convolution dequantize its input itself, with one scale for each channel, all equal."""
+    parts = [array(source, index) if index < len(source.inputs) else None for index in (1, 2)]
+    if parts[0] is None or parts[0].size > 1:
+        return
+    name = f"{node.name}.input"
+    inputs = [source.inputs[0]]
+    for kind, values in zip(("scale", "zero_point"), parts, strict=True):
+        if values is not None:
+            inputs.append(store(graph, f"{name}.channels.{kind}", np.repeat(values.ravel(), channels)))
+    own = ir.node(DEQUANTIZE, inputs, {"axis": 1}, name=f"{name}.{DEQUANTIZE}")
+    own.outputs[0].name = f"{name}.float"
+    graph.insert_before(node, own)
+    node.replace_input_with(0, own.outputs[0])
 
 
 def _read_integers(graph: ir.Graph, node: ir.Node, q: NDArray[Any], unit: Any, attributes: dict[str, int]) -> None:
