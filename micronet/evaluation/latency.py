@@ -1,5 +1,6 @@
 """Measure the latency of predictors, interleaved."""
 
+import random
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from micronet.evaluation.network import Predictor
 WARM_UP_SECONDS = 0.3
 MEASURE_SECONDS = 1.5  # per predictor and batch size
 MIN_ROUNDS = 5
+LONG_CALL = 0.1  # seconds; what other predictors leave of the caches does not matter to longer calls
 
 
 class Latency(NamedTuple):
@@ -26,8 +28,9 @@ def latencies(
 ) -> list[Latency]:
     """Time predictors, each on its own batch (N, C, H, W) float32, after a warm-up.
 
-    They run in turns, so that a change in the machine's speed affects all of them alike. ``one_thread``: see
-    ``time_call``.
+    They run in turns, so that a change in the machine's speed affects all of them alike. So that none pays for the
+    caches that another has filled, each runs once untimed before every timed call, and the turns change at random.
+    ``one_thread``: see ``time_call``.
     """
     calls = time_calls(predictors, inputs, one_thread=one_thread)
     return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in calls]
@@ -60,10 +63,12 @@ def time_calls(
         while time.perf_counter() - start < WARM_UP_SECONDS:
             predict(images)
     samples: list[list[float]] = [[] for _ in predictors]
-    spent = 0.0
+    runs, turns, spent = list(zip(samples, predictors, inputs, strict=True)), random.Random(0), 0.0
     while spent < seconds * len(predictors) or len(samples[0]) < MIN_ROUNDS:
-        for own, predict, images in zip(samples, predictors, inputs, strict=True):
+        for own, predict, images in turns.sample(runs, len(runs)):
             start = time.perf_counter()
+            if not own or own[-1] < LONG_CALL:
+                predict(images)
             own.append(time_call(predict, images, one_thread=one_thread))
             spent += time.perf_counter() - start
     return samples

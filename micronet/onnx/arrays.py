@@ -17,8 +17,9 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     """Read raw inputs from an ``.npz`` file, in batches of the size that a model takes.
 
     Arrays belong to inputs by their names or, if none has an input's name, by their order. An array with one more axis
-    than its input holds one input per run. Otherwise its rows are split into runs, unless it holds a single one, which
-    every run gets. Rows of an input without a fixed batch size are split as those of another, if they are equally many.
+    than its input holds one input per run. Otherwise its rows are split into runs, unless they are as many as one run
+    takes, which then all get. Rows of an input without a fixed batch size are split as those of another, if they are
+    equally many.
 
     Raises:
         MicronetError: The file is damaged, or its arrays do not fit the inputs or hold NaN or infinity; masks may hold
@@ -40,7 +41,8 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
         elif entry.shape[:1] == (None,) and len(values) in steps:
             runs[entry.name] = list(batched(replace(entry, shape=(steps[len(values)], *entry.shape[1:])), values))
         else:
-            runs[entry.name] = [values] if stacked or not values.ndim else list(batched(entry, values))
+            whole = not values.ndim or (stacked and entry.shape[0] in (None, len(values)))
+            runs[entry.name] = [values] if whole else list(batched(entry, values))
     feeds = _joined(str(path), runs)
     _check_values(str(path), feeds, names)
     return feeds
@@ -77,7 +79,8 @@ def _misfits(name: str, entry: Input, header: Header) -> list[str]:
     own = zip(shape[max(0, extra) + free :], entry.shape[free:], strict=False)
     if extra not in (0, 1) or any(want not in (None, have) for have, want in own):
         takes = str(entry).partition(f"{entry.dtype} ")[2]
-        found.append(f"{name} has shape {shape}, but the model takes {takes}")
+        samples = ", ".join(["samples", *("?" if size is None else str(size) for size in entry.shape[1:])])
+        found.append(f"{name} has shape {shape}, but the model takes {takes}; save it as ({samples})")
     elif 0 in shape:
         found.append(f"{name} has shape {shape}, so it is empty; save at least one sample")
     return found

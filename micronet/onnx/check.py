@@ -218,7 +218,7 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
     """
     if agreement.error <= USUAL_ERROR:
         return None
-    cure = "to measure its accuracy, run micronet evaluate on the exported file"
+    cure = "to measure what that costs, run micronet compare on the artifact and the exported file"
     if all(record.stage != "bn-fuse" for record in history):
         cure = "run micronet bn-fuse first, so that torch rounds the biases exactly as the exported model does"
     return (

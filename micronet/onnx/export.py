@@ -31,7 +31,12 @@ from micronet.onnx.low_bits import pack_weights, to_int4
 from micronet.onnx.moves import quantize_before_concats, requantize_moves
 from micronet.onnx.sharing import share_weights
 from micronet.onnx.simplify import simplify
-from micronet.onnx.weight_layout import quantize_biases, store_transposed_in_float, transpose_weights
+from micronet.onnx.weight_layout import (
+    keep_in_float,
+    quantize_biases,
+    store_transposed_in_float,
+    transpose_weights,
+)
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import can_fold, fold_model, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -160,6 +165,7 @@ def _add_pairs(model: ir.Model, *, gates: bool = True) -> None:
     store_transposed_in_float(model.graph)
     rewrite.store_quantized(model.graph)
     quantize_biases(model.graph)
+    keep_in_float(model.graph)
     rewrite.unshare_initializers(model.graph)
     pad_depthwise(model.graph)
     RemoveUnusedNodesPass()(model)

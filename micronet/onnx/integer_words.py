@@ -25,9 +25,10 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
         why = f", as in attention: {PRODUCTS}" if found.get("attends") else ": only products with weights are quantized"
         lines.append(f"float: {count(products, 'product')} of two activations{why}")
     if padded := found.get("padded"):
+        cure = f"; for a smaller file, prune with --regular {WIDTH}" if found.get("from_artifact") else ""
         lines.append(
             f"{count(padded, 'depthwise convolution')} padded with zeros to a multiple of {WIDTH} channels, which ONNX "
-            f"Runtime computes at a time; for a smaller file, prune with --regular {WIDTH}"
+            f"Runtime computes at a time{cure}"
         )
     if "int8_bytes" in found:
         sizes = f"{found['int8_bytes']:,} bytes vs. {found['float_bytes']:,}"

@@ -13,7 +13,7 @@ from micronet.errors import MicronetError
 from micronet.onnx import graph_view as view
 from micronet.onnx.channel_padding import count_padded
 from micronet.onnx.graph_view import GraphView, WeightedNode
-from micronet.onnx.metadata import left_float, reason_in
+from micronet.onnx.metadata import left_float, metadata, reason_in
 from micronet.onnx.ops import (
     INTEGER_LAYERS,
     QUANTIZE,
@@ -56,8 +56,9 @@ def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str
         the file, if any; ``dequantized``: those of them whose weights are integers; ``products``: how many products of
         two activations stay float; ``attends``: whether there is a softmax; ``narrow``: convolutions in integers that
         are slower than in float; ``activations``: the smooth activations in float between layers, if there are many;
-        ``padded``: how many depthwise convolutions have channels of zeros; ``operators`` and ``integer_operators``: of
-        those that compute anything.
+        ``padded``: how many depthwise convolutions have channels of zeros; ``from_artifact``: whether the file was
+        exported by micronet, whose networks can be pruned; ``operators`` and ``integer_operators``: of those that
+        compute anything.
 
     Raises:
         MicronetError: ONNX Runtime refuses the model, or it is too large to be passed on without its file.
@@ -78,6 +79,7 @@ def count_computed(proto: onnx.ModelProto, file: Path | None = None) -> dict[str
         "narrow": [view.layer_name(each.node) for each in graph.layers if each.node.name in done and _is_narrow(each)],
         "activations": costly_activations(optimized.graph),
         "padded": count_padded(proto),
+        "from_artifact": bool(metadata(proto).get("history")),
         **count_operators(optimized.graph),
     }
 

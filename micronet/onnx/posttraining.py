@@ -25,6 +25,7 @@ from micronet.onnx.ops import CONTROL, DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
 from micronet.onnx.sessions import run_feed
 from micronet.onnx.simplify import simplify
 from micronet.onnx.stored import content_key
+from micronet.onnx.weight_layout import keep_in_float
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.runtimes.onnxruntime import check_size, exposing_session, optimize
@@ -244,6 +245,8 @@ def quantize_onnx(
         raise MicronetError(_nothing(plan))
     Insertion(model.graph, plan, ranges, signed, per_channel, bits).write()
     model.graph.sort()
+    if not signed:
+        keep_in_float(model.graph)
     RemoveUnusedNodesPass()(model)
     quantized = ir.to_proto(model)
     helper.set_model_props(quantized, {entry.key: entry.value for entry in proto.metadata_props})

@@ -62,7 +62,6 @@ def tidy(model: ir.Model, *, keep_lines: bool = False) -> None:
             node.metadata_props[LINE] = line
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
-    _unshare_dequantizers(graph)
     unshare_initializers(graph)
     _shorten_names(graph)
     RemoveUnusedNodesPass()(model)
@@ -94,7 +93,7 @@ def _unshare_dequantizers(graph: ir.Graph) -> None:
         for number, (reader, index) in enumerate(list(result.uses())[1:], 2):
             twin = _copied(node, node.inputs, ir.Value(name=f"{result.name}.reader_{number}"))
             twin.name = f"{node.name}_{number}"
-            graph.insert_before(node, twin)
+            graph.insert_after(node, twin)
             reader.replace_input_with(index, twin.outputs[0])
 
 
@@ -116,10 +115,11 @@ def store_quantized(graph: ir.Graph) -> None:
 
 
 def unshare_initializers(graph: ir.Graph) -> None:
-    """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
+    """Give every Q and DQ node its own zero point, and every reader of a stored tensor a DQ with inputs of its own.
 
     ONNX Runtime's exact int8 mode refuses the shared ones of the exporter ("Attempt to replace the existing tensor").
     """
+    _unshare_dequantizers(graph)
     taken: set[ir.Value | None] = set()
     for node in graph:
         if node.op_type not in _DEFAULTS:

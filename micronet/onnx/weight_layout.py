@@ -40,32 +40,82 @@ def transpose_weights(graph: ir.Graph) -> None:
 
 
 def store_transposed_in_float(graph: ir.Graph) -> None:
-    """Store the quantized weights and biases of transposed convolutions as floats of the same values, in place.
+    """Store the quantized weights of transposed convolutions as floats of the same values, in place.
 
     ONNX Runtime has no integer form of them, and would compute these floats anew in every run.
     """
     for node in [node for node in graph if node.op_type == "ConvTranspose"]:
-        for index in range(1, len(node.inputs)):
-            source = producer(node, index)
-            if source is None or source.op_type != DEQUANTIZE or len(source.outputs[0].uses()) > 1:
-                continue
-            q, scale, zero_point = (array(source, position) for position in range(3))
-            if q is None or scale is None:
-                continue
-            zero_point = np.zeros_like(q, shape=scale.shape) if zero_point is None else zero_point
-            axis = source.attributes.get_int("axis", 1) % q.ndim
-            shape = [-1 if scale.ndim and position == axis else 1 for position in range(q.ndim)]
-            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-            values = (q.astype(np.int64) - zero_point).astype(np.float32) * scale
-            value = source.outputs[0]
-            given = [each for each in source.inputs if each is not None]
-            stored = ir.val(value.name, const_value=ir.tensor(values, name=value.name))
-            node.replace_input_with(index, stored)
-            graph.remove(source, safe=True)
-            for each in given:
-                if not each.uses():
-                    graph.initializers.pop(str(each.name))
-            graph.register_initializer(stored)
+        source = producer(node, 1)
+        if source is None or source.op_type != DEQUANTIZE or len(source.outputs[0].uses()) > 1:
+            continue
+        q, scale, zero_point = (array(source, position) for position in range(3))
+        if q is None or scale is None:
+            continue
+        zero_point = np.zeros_like(q, shape=scale.shape) if zero_point is None else zero_point
+        axis = source.attributes.get_int("axis", 1) % q.ndim
+        shape = [-1 if scale.ndim and position == axis else 1 for position in range(q.ndim)]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        values = (q.astype(np.int64) - zero_point).astype(np.float32) * scale
+        value = source.outputs[0]
+        given = [each for each in source.inputs if each is not None]
+        stored = ir.val(value.name, const_value=ir.tensor(values, name=value.name))
+        node.replace_input_with(1, stored)
+        graph.remove(source, safe=True)
+        for each in given:
+            if not each.uses():
+                graph.initializers.pop(str(each.name))
+        graph.register_initializer(stored)
+
+
+def keep_in_float(graph: ir.Graph) -> None:
+    """Keep ONNX Runtime from rounding the float weights of layers that read integers, in place.
+
+    Its optimizer WeightBiasQuantization, which only our sessions disable, would round them to 8 bits per tensor. It
+    leaves a layer alone whose input has a scale per channel, or whose bias is no stored float. Convolutions get equal
+    scales, since their fastest form needs a stored bias; other layers get a bias in int32, of zeros if they had none.
+    """
+    for node in [node for node in graph if node.op_type in ("Conv", "ConvTranspose", "Gemm")]:
+        source, weight = source_of(node.inputs[0]), array(node, 1)  # ONNX Runtime moves pairs behind what moves values
+        if source is None or source.op_type != DEQUANTIZE or weight is None or weight.dtype != np.float32:
+            continue
+        channels = weight.shape[1] * node.attributes.get_int("group", 1)
+        if node.op_type == "Conv" and channels > 1 and producer(node) is source:
+            _read_by_channels(graph, node, source, channels)
+            continue
+        rows = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) == 1 else 1
+        outputs = channels if node.op_type == "ConvTranspose" else weight.shape[rows]
+        has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
+        bias = array(node, 2) if has_bias else np.zeros(outputs, np.float32)
+        if bias is None or bias.ndim != 1:  # the optimizer only takes stored vectors
+            continue
+        unit = np.float32(np.abs(bias).max() / (INT32_MAX // 2)) or np.float32(1)  # keeps all digits of a float
+        node.resize_inputs(3)
+        _read_integers(graph, node, np.rint(bias / np.float64(unit)).astype(np.int32), unit, {})
+
+
+def _read_by_channels(graph: ir.Graph, node: ir.Node, source: ir.Node, channels: int) -> None:
+    """Let a convolution dequantize its input itself, with one scale for each channel, all equal."""
+    parts = [array(source, index) if index < len(source.inputs) else None for index in (1, 2)]
+    if parts[0] is None or parts[0].size > 1:
+        return
+    name = f"{node.name}.input"
+    inputs = [source.inputs[0]]
+    for kind, values in zip(("scale", "zero_point"), parts, strict=True):
+        if values is not None:
+            inputs.append(store(graph, f"{name}.channels.{kind}", np.repeat(values.ravel(), channels)))
+    own = ir.node(DEQUANTIZE, inputs, {"axis": 1}, name=f"{name}.{DEQUANTIZE}")
+    own.outputs[0].name = f"{name}.float"
+    graph.insert_before(node, own)
+    node.replace_input_with(0, own.outputs[0])
+
+
+def _read_integers(graph: ir.Graph, node: ir.Node, q: NDArray[Any], unit: Any, attributes: dict[str, int]) -> None:
+    """Give a node a bias that is stored in integers of a unit."""
+    stored = [store(graph, f"{node.name}.bias.{name}", values) for name, values in (("q", q), ("scale", unit))]
+    dequantize = ir.node(DEQUANTIZE, stored, attributes, name=f"{node.name}.bias.{DEQUANTIZE}")
+    dequantize.outputs[0].name = f"{node.name}.bias.float"
+    graph.insert_before(node, dequantize)
+    node.replace_input_with(2, dequantize.outputs[0])
 
 
 def _is_own(node: ir.Node) -> bool:
@@ -95,13 +145,7 @@ def quantize_biases(graph: ir.Graph) -> None:
         q = np.rint(bias / unit)
         if not (np.abs(q) <= INT32_MAX).all():
             continue
-        stored = [store(graph, f"{node.name}.bias.{name}", values) for name, values in (
-            ("q", q.astype(np.int32)), ("scale", unit.astype(np.float32)),
-        )]  # fmt: skip
-        dequantize = ir.node(DEQUANTIZE, stored, {"axis": 0}, name=f"{node.name}.bias.{DEQUANTIZE}")
-        dequantize.outputs[0].name = f"{node.name}.bias.float"
-        graph.insert_before(node, dequantize)
-        node.replace_input_with(2, dequantize.outputs[0])
+        _read_integers(graph, node, q.astype(np.int32), unit.astype(np.float32), {"axis": 0})
 
 
 def _scale(node: ir.Node) -> NDArray[Any] | None:

@@ -14,6 +14,7 @@ KINDS = {
     "double": "float64",
 }  # by ONNX Runtime's names; the others are the same
 INTEGERS = "iu"  # numpy's kinds
+_AXES = re.compile(r"index: (\d+) Got: (\d+) Expected: (\d+)")
 _CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
@@ -50,8 +51,11 @@ def run_batch(session: Any, arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]
 
 def reason(error: Exception) -> str:
     """Return what an exception of ONNX Runtime says, without codes and places in its source."""
-    text = first_line(error).rpartition("Status Message: ")[2]
-    return _CODES.sub("", text)
+    text = _CODES.sub("", first_line(error).rpartition("Status Message: ")[2])
+    if axes := _AXES.findall(str(error)):
+        found = " and ".join(f"axis {axis} has {have} entries instead of {want}" for axis, have, want in axes)
+        text = f"{text.removesuffix(' for the following indices')}: {found}"
+    return text
 
 
 def _fitted(entries: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:

@@ -236,5 +236,5 @@ def _check_same_input(candidate: "Candidate", like: "DataSpec") -> None:
         if None not in (own, other) and own != other:
             raise MicronetError(
                 f"{candidate.name} expects {'' if key == 'inputs' else 'images with '}{key} {own}, but another file "
-                f"expects {other}; evaluate them separately"
+                f"expects {other}; compare only files that expect the same"
             )

@@ -35,6 +35,11 @@ def saved(path, arrays):
         ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((4, 1, 8), F32)}, [(1, 3)] * 4),
         ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((4, 1, 1, 8), F32)}, [(1, 3)] * 4),
         ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((1, 1, 8), F32)}, [(4, 3)]),
+        (
+            [Input("x", F32, (1, 3)), STATE],
+            {"x": np.ones((4, 3), F32), "state": np.ones((4, 2, 1, 8), F32)},
+            [(1, 3)] * 4,
+        ),
         ([Input("x", F32, (2, 3))], {"x": np.arange(9, dtype=F32).reshape(3, 3)}, [(2, 3)] * 2),
         (
             [TOKENS, Input("w", F32, (5, 7))],
@@ -61,7 +66,10 @@ def test_arrays_become_runs(tmp_path, inputs, arrays, runs):
     [
         ({"tokens": (3, 6, 32)}, "it has no array for mask bool (?, 1, 6); save one array for each input"),
         ({"tokens": (3, 6, 32), "mask": (3, 1, 6), "z": (3,)}, "the model has no input z; save one"),
-        ({"a": (3, 6, 31), "b": (3, 1, 6)}, "a has shape (3, 6, 31), but the model takes (?, 6, 32)"),
+        (
+            {"a": (3, 6, 31), "b": (3, 1, 6)},
+            "a has shape (3, 6, 31), but the model takes (?, 6, 32); save it as (samples, 6, 32)",
+        ),
         ({"tokens": (3, 6), "mask": (0, 1, 6)}, "mask has shape (0, 1, 6), so it is empty"),
         ({"tokens": (100, 6, 32), "mask": (99, 1, 6)}, "tokens has 100, mask has 99; save as many in each"),
         ({"tokens": (3, 2, 6, 32), "mask": (4, 2, 1, 6)}, "tokens has 3, mask has 4"),

@@ -172,7 +172,7 @@ def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_
     loose, tight = (compare_outputs(found.model, to_onnx(found, IMAGES), [IMAGES]) for found in (before, after))
     assert "micronet bn-fuse" in drift(loose, before.history)
     assert tight.error < 1e-5 and drift(tight, after.history) is None
-    assert "micronet evaluate" in drift(tight._replace(error=2 * USUAL_ERROR), after.history)
+    assert "micronet compare" in drift(tight._replace(error=2 * USUAL_ERROR), after.history)
     with pytest.raises(MicronetError, match="nothing to fold"):
         fold_model(vision_transformer())
 

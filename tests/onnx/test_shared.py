@@ -125,6 +125,18 @@ def test_wide_layers_that_are_called_often_are_stored_once_in_the_exact_mode_too
     assert len(weights) == 2 and sum(node.op_type == "Reshape" for node in proto.graph.node) == 2
 
 
+def test_a_linear_layer_of_sequences_that_is_called_twice_loads_in_the_exact_mode():
+    """Torch stores its weight once, with one transpose for both calls."""
+    shared = nn.Linear(32, 32)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(32, 4))
+    artifact = quantized(model)
+    proto = to_onnx(artifact, IMAGES)
+    [have] = onnxruntime.InferenceSession(proto.SerializeToString(), EXACT).run(None, {"images": IMAGES.numpy()})
+    want = artifact.model(IMAGES).detach()
+    assert (torch.from_numpy(have) - want).norm() <= 0.05 * want.norm()
+    assert sum(list(each.dims) == [32, 32] for each in proto.graph.initializer) == 1
+
+
 def test_a_part_in_float_that_computes_something_else_is_an_error():
     """Every quantized layer agrees, but the decoder's weight is not the encoder's."""
     artifact = quantized(Twins())

@@ -1,5 +1,8 @@
 """Stored weights in the layout in which ONNX Runtime finds their integers."""
 
+import numpy as np
+import onnxruntime
+import pytest
 import torch
 from torch import nn
 
@@ -35,3 +38,18 @@ def test_linear_layers_behind_whose_activations_nothing_is_quantized_run_in_inte
     quantized = micronet.quantize(net.eval(), data=[x], mode="ptq")
     linear = count_integer_layers(micronet.export_onnx(quantized, x))["linear"]
     assert linear == {"integer": 7, "all": 7}
+
+
+@pytest.mark.parametrize("config", [{"exclude": ["2", "6"]}, {"w_bits": 32}], ids=["excluded", "activations"])
+def test_no_default_of_onnx_runtime_rounds_the_weights_of_layers_left_in_float(config):
+    torch.manual_seed(0)
+    x, layers = torch.randn(8, 3, 6, 6), [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(32, 16), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    proto = micronet.export_onnx(micronet.quantize(network, data=[x], mode="ptq", **config), x)
+    outputs = [
+        onnxruntime.InferenceSession(proto.SerializeToString(), disabled_optimizers=disabled).run(
+            None, {"images": x.numpy()}
+        )
+        for disabled in ([], ["WeightBiasQuantization"])
+    ]
+    np.testing.assert_array_equal(*[each[0] for each in outputs])

@@ -5,6 +5,7 @@ import pytest
 from onnx import TensorProto
 
 from micronet.errors import MicronetError
+from micronet.onnx.sessions import run_feed
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import count_sample_macs, open_session, run
 from tests.onnx.foreign import Net
@@ -63,3 +64,8 @@ def test_what_does_not_fit_is_one_line(given, message, capfd):
         run(two_inputs(4), given)
     assert "\n" not in str(raised.value)
     assert capfd.readouterr().err == ""
+
+
+def test_a_size_that_onnx_runtime_refuses_is_named():
+    with pytest.raises(MicronetError, match=r"input: x: axis 0 has 8 entries instead of 4$"):
+        run_feed(two_inputs(4), {"x": ROWS[:8], "ids": IDS[:4]})
