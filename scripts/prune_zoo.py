@@ -193,10 +193,12 @@ def prune_one(name: str, asked: argparse.Namespace, folder: Path) -> tuple[str, 
     start = time.process_time()
     config = PruneConfig(0.5, regular=asked.regular, criterion="l2", scope="layer")
     given, (model, how) = model, with_plain_weights(model, images, "pruning")
+    made_plain = difference(given, model, images)  # which stores weights in float32 that the forward computes
+    if how:
+        randomize(model)  # computed weights are not distinct
     pruned, record, plan = prune_model(model, config, images)
     record = replace(record, result={**record.result, **how})
     seconds = time.process_time() - start
-    made_plain = difference(given, model, images)  # which stores weights in float32 that the forward computes
     whole = transformer.split_layers(model, record.result.get("attention", []))
     error = difference(mask(whole, pruned), pruned, images)
     lacking = backward(pruned, images)

@@ -40,7 +40,10 @@ def _bias(builder: ProgramBuilder, node: onnx.NodeProto) -> NDArray[Any] | None:
     if len(node.input) < 3 or not node.input[2]:
         return None
     bias, scale = builder.weight(node.input[2])
-    return bias if scale is None else bias.astype(np.int32)
+    if scale is None:
+        return bias
+    in_float = builder.weight(node.input[1])[1] is None  # then the bias has a unit of its own, not the sums'
+    return (bias * scale).astype(np.float32) if in_float else bias.astype(np.int32)
 
 
 def _conv_transpose(builder: ProgramBuilder, node: onnx.NodeProto) -> None:

@@ -173,5 +173,7 @@ def test_norms_fold_wherever_every_call_allows_it(kind, pairs):
 
 
 def test_a_layer_that_is_called_twice_is_listed_once():
-    with pytest.raises(MicronetError, match=r"unknown layer 'sared'; allowed: shared, last, first$"):
+    with pytest.raises(
+        MicronetError, match=r"unknown layer 'sared'; allowed: shared, first_weight_layer, last, first$"
+    ):
         quantize_model(Twins(), QuantConfig(exclude="sared"), IMAGES)
