@@ -9,6 +9,7 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -125,12 +126,12 @@ def has_sizes(graph: fx.Graph, model: nn.Module) -> bool:
 
 def read_sizes(network: fx.GraphModule) -> None:
     """Make the plain numbers that reshapes and splits have as sizes attributes of a network, which its code reads."""
-    graph, number = network.graph, itertools.count(1)
+    graph, numbers = network.graph, {kind: itertools.count(1) for kind in ("size", "split_size")}
 
-    def read(value: Any) -> Any:
+    def read(kind: str, value: Any) -> Any:
         if not _is_size(value):
             return value
-        name = next(each for each in (f"size_{n}" for n in number) if not hasattr(network, each))
+        name = next(each for each in (f"{kind}_{n}" for n in numbers[kind]) if not hasattr(network, each))
         setattr(network, name, value)
         return graph.create_node("get_attr", name)
 
@@ -138,8 +139,9 @@ def read_sizes(network: fx.GraphModule) -> None:
         target, args = _as_method(node, network)
         place = _sizes(target)
         if args[place]:
+            own = partial(read, "split_size" if target in SPLITS else "size")  # earlier files have no sizes of splits
             with graph.inserting_before(node):
-                node.args = (*args[: place.start], *map_aggregate(args[place], read), *args[place.stop or len(args) :])
+                node.args = (*args[: place.start], *map_aggregate(args[place], own), *args[place.stop or len(args) :])
             if node.op == "call_module":
                 node.op, node.target = "call_method", target
     network.recompile()

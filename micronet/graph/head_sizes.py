@@ -126,11 +126,18 @@ def _fixed_axes(model: nn.Module, x: fx.Node, rank: int) -> set[int]:
     found = set()
     for node in (x, *x.users):
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (nn.Linear, nn.LayerNorm)) or node.target in (F.linear, F.layer_norm):
+        if isinstance(module, (nn.Linear, nn.LayerNorm)) or _multiplies_stored(node, x):
             found.add(rank - 1)
         elif isinstance(module, ops.CONVOLUTIONS) and len(module.kernel_size) + 2 == rank:
             found.add(1)
     return found
+
+
+def _multiplies_stored(node: fx.Node, x: fx.Node) -> bool:
+    """Return True if a node multiplies a tensor, or gives it as its product, with a stored weight."""
+    weight = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    stored = isinstance(weight, fx.Node) and weight.op == "get_attr"
+    return node.target is F.linear and stored and (node is x or node.args[:1] == (x,))
 
 
 def _number(node: Any, sizes: Mapping[str, int]) -> float | None:
