@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.record import uncompiled_modules
+from micronet.graph.training import writes_in_place
 from micronet.models.modes import state_kept
 
 MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
@@ -32,10 +33,10 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Raise torch's error; a forward that catches it takes another branch than for a tensor.
 
-        Whether a tensor is on a GPU is only asked to put another one there, which a graph's own tensors follow.
+        Whether a tensor is on a GPU is only asked to put another one there; it is where the network is.
         """
         if obj.node.target is getattr and obj.node.args[1] == "is_cuda":
-            return False
+            return any(parameter.is_cuda for parameter in self.root.parameters())
         self.branches = True
         return super().to_bool(obj)
 
@@ -74,6 +75,8 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
             raise MicronetError("forward() branches on a tensor, and catches the error that a proxy raises there")
         if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
             raise MicronetError("forward() changes its buffers")
+        if any(writes_in_place(node) and any(map(_is_made, node.args[:1])) for node in graph.nodes):
+            raise MicronetError("forward() writes into a tensor of its own")  # which a graph would keep
         constants = _name_constants(graph, model, known)
     vars(model).update(constants)  # torch.fx keeps them there
     return graph
@@ -116,7 +119,17 @@ def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) ->
 
 
 def _are_same(x: Tensor, y: Tensor) -> bool:
-    return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(x, y)
+    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
+        return False
+    return bool(((x == y) | ((x != x) & (y != y))).all())
+
+
+def _is_made(node: Any) -> bool:
+    """Return True if a node is a tensor that the forward made, or computed from such tensors alone."""
+    if not isinstance(node, fx.Node):
+        return False
+    made = node.op == "get_attr" and str(node.target).startswith(MADE)
+    return made or (bool(node.all_input_nodes) and all(map(_is_made, node.all_input_nodes)))
 
 
 def _user_buffers(model: nn.Module) -> Iterator[tuple[str, Any]]:

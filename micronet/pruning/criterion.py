@@ -3,10 +3,13 @@
 from torch import nn
 
 from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import bn_scale, l2
+from micronet.pruning.plan import excluded_groups
 
 
-def choose_criterion(model: nn.Module, channels: ChannelMap) -> str:
+def choose_criterion(model: nn.Module, channels: ChannelMap, config: PruneConfig) -> str:
     """Return ``bn-scale``, or ``l2`` if some channels that may be cut have no batch norm with a scale."""
     by_scale, by_weights = bn_scale.scores(model, channels), l2.scores(model, channels)
-    return "bn-scale" if by_weights.keys() - channels.pinned.keys() <= by_scale.keys() else "l2"
+    whole = channels.pinned.keys() | excluded_groups(channels, config)
+    return "bn-scale" if by_weights.keys() - whole <= by_scale.keys() else "l2"

@@ -63,6 +63,12 @@ class PrunePlan:
         return {number: group.keep for number, group in self.groups.items()}
 
 
+def excluded_groups(channels: ChannelMap, config: PruneConfig) -> set[int]:
+    """Return the groups with layers that ``exclude`` names. Raises MicronetError if it names no layer."""
+    group_of = {name: number for number, group in channels.groups.items() for name in group.layers}
+    return {group_of[name] for name in matching(config, "exclude", group_of)}
+
+
 class Planner:
     """Chooses the widths and the channels of one network.
 
@@ -78,8 +84,7 @@ class Planner:
         self._widths = {number: group.width for number, group in self._groups.items()}
         self._multiple = {n: math.lcm(config.regular, group.multiple) for n, group in self._groups.items()}
         self._minimum = {n: math.ceil(config.min_channels / m) * m for n, m in self._multiple.items()}
-        group_of = {name: number for number, group in self._groups.items() for name in group.layers}
-        excluded = {group_of[name] for name in matching(config, "exclude", group_of)}
+        excluded = excluded_groups(channels, config)
         self._why = {number: self._why_whole(number, excluded, why_unscored) for number in self._groups}
         self._notes: dict[int, list[str]] = {}
         self.free = [number for number, why in self._why.items() if not why]

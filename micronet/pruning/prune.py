@@ -128,7 +128,9 @@ class Pruner:
                 channels = find_groups(transformer.with_split_layers(model, heads), example, config.regular)
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
         network = self.channels.network.model
-        self.criterion = choose_criterion(network, self.channels) if config.criterion == "auto" else config.criterion
+        self.criterion: str = config.criterion
+        if self.criterion == "auto":
+            self.criterion = choose_criterion(network, self.channels, config)
         criterion: Criterion = registry.resolve(registry.CRITERIA, self.criterion, "criterion")
         self.planner = Planner(self.channels, criterion.scores(network, self.channels), config, criterion.WHY_UNSCORED)
         self._why_unscored = criterion.WHY_UNSCORED

@@ -311,6 +311,26 @@ def test_dropout_by_hand_follows_the_mode():
     assert torch.equal(out[1], out[0]) and torch.equal(out[2], out[0])
 
 
+def adds_to_a_tensor_of_its_own(m, x):
+    first, second = torch.zeros(1, 4), torch.zeros(1, 4)
+    first += m.head(m.stem(x).mean((0, 2, 3)))
+    return first + second
+
+
+def adds_to_a_view_of_one(m, x):
+    total = torch.zeros(1, 4)
+    total.view(-1)[:2].add_(m.head(m.stem(x).mean((0, 2, 3)))[:2])
+    return total
+
+
+@pytest.mark.parametrize("forward", [adds_to_a_tensor_of_its_own, adds_to_a_view_of_one])
+def test_a_tensor_that_a_forward_makes_and_writes_into_starts_anew_in_every_call(forward):
+    model = Network(forward).eval()
+    if (graph := trace(model, IMAGES)) is not None:
+        assert graph.recorded and torch.equal(graph.model(IMAGES), graph.model(IMAGES))
+        torch.testing.assert_close(graph.model(IMAGES), model(IMAGES))
+
+
 def loops_over_the_batch(m, x):
     return torch.stack([m.head(row.mean((1, 2))) for row in m.stem(x)])
 

@@ -519,6 +519,12 @@ def test_by_default_scales_rank_channels_only_if_all_have_one(norm, chosen):
     assert any("--criterion l2" in line for line in lines.lines) == (chosen == "l2")
 
 
+def test_a_layer_that_is_excluded_needs_no_batch_norm():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1))
+    _, record, _ = prune_model(model, PruneConfig(exclude="2"), IMAGES.float())
+    assert record.result["criterion"] == "bn-scale"
+
+
 class Routed(nn.Module):
     """A layer whose weight is computed from the input, alone or beside others."""
 
