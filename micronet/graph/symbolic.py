@@ -75,9 +75,9 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
             raise MicronetError("forward() branches on a tensor, and catches the error that a proxy raises there")
         if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
             raise MicronetError("forward() changes its buffers")
-        if any(writes_in_place(node) and any(map(_is_made, node.args[:1])) for node in graph.nodes):
-            raise MicronetError("forward() writes into a tensor of its own")  # which a graph would keep
-        constants = _name_constants(graph, model, known)
+        constants = {name: value for name, value in vars(model).items() if name.startswith(MADE)}
+        if not keeps_state(graph):
+            constants = _name_constants(graph, model, known)
     vars(model).update(constants)  # torch.fx keeps them there
     return graph
 
@@ -99,6 +99,11 @@ def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a function that makes a tensor, or trace the call if an argument is a proxy."""
     proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
     return make(*args, **kwargs) if proxy is None else proxy.tracer.create_proxy("call_function", make, args, kwargs)
+
+
+def keeps_state(graph: fx.Graph) -> bool:
+    """Return True if a graph writes into tensors that its forward makes anew in every call, and the graph does not."""
+    return any(writes_in_place(node) and any(map(_is_made, node.args[:1])) for node in graph.nodes)
 
 
 def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from micronet.graph.head_sizes import fix_head_sizes
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.products import make_layers
 from micronet.graph.record import UnbuiltError, computes_same, describe_example, holds, record_network, trains_more
-from micronet.graph.symbolic import mode_keys, symbolic
+from micronet.graph.symbolic import keeps_state, mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
 from micronet.models.computed import weight_owners
@@ -66,6 +66,8 @@ class Graph:
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
+        if keeps_state(self.fx) or keeps_state(training):
+            raise MicronetError("forward() writes into a tensor of its own")
         for graph in (self.fx, training):
             fix_head_sizes(model, graph, sizes or {})
         self.sizes = sizes is not None and has_sizes(self.fx, model)
