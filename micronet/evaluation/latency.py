@@ -1,5 +1,6 @@
 """Measure the latency of predictors, interleaved."""
 
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from micronet.evaluation.network import Predictor
 WARM_UP_SECONDS = 0.3
 MEASURE_SECONDS = 1.5  # per predictor and batch size
 MIN_ROUNDS = 5
-LONG_CALL = 0.1  # seconds; what other predictors leave of the caches does not matter to longer calls
+LONG_CALL = 0.1  # seconds; if all calls are longer, they run without an untimed one before
 
 
 class Latency(NamedTuple):
@@ -57,17 +58,19 @@ def time_calls(
 ) -> list[list[float]]:
     """Return the seconds of every timed call of each predictor, in ``seconds`` at most; see ``latencies``."""
     seconds = MEASURE_SECONDS if seconds is None else min(seconds, MEASURE_SECONDS)
+    shortest = math.inf
     for predict, images in zip(predictors, inputs, strict=True):
-        start = time.perf_counter()
-        predict(images)
-        while time.perf_counter() - start < WARM_UP_SECONDS:
+        start, calls = time.perf_counter(), 0
+        while not calls or time.perf_counter() - start < WARM_UP_SECONDS:
             predict(images)
+            calls += 1
+        shortest = min(shortest, (time.perf_counter() - start) / calls)
     samples: list[list[float]] = [[] for _ in predictors]
     runs, turns, spent = list(zip(samples, predictors, inputs, strict=True)), random.Random(0), 0.0
     while spent < seconds * len(predictors) or len(samples[0]) < MIN_ROUNDS:
         for own, predict, images in turns.sample(runs, len(runs)):
             start = time.perf_counter()
-            if not own or own[-1] < LONG_CALL:
+            if shortest < LONG_CALL:  # for all or none: they are compared
                 predict(images)
             own.append(time_call(predict, images, one_thread=one_thread))
             spent += time.perf_counter() - start

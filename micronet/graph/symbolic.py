@@ -18,7 +18,7 @@ from micronet.graph.training import writes_in_place
 from micronet.models.modes import state_kept
 
 MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
-_MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")
+_MAKERS = {getattr(torch, name): name for name in ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")}
 
 
 class _Tracer(fx.Tracer):
@@ -33,9 +33,11 @@ class _Tracer(fx.Tracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Raise torch's error; a forward that catches it takes another branch than for a tensor.
 
-        Whether a tensor is on a GPU is only asked to put another one there; it is where the network is.
+        Whether a tensor is on a GPU is only asked to put another one there. A graph's constants are where it is; what
+        it makes anew is not.
         """
-        if obj.node.target is getattr and obj.node.args[1] == "is_cuda":
+        made_here = any(node.target in _MAKERS and "device" not in node.kwargs for node in self.graph.nodes)
+        if obj.node.target is getattr and obj.node.args[1] == "is_cuda" and not made_here:
             return any(parameter.is_cuda for parameter in self.root.parameters())
         self.branches = True
         return super().to_bool(obj)
@@ -85,14 +87,14 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
 @contextmanager
 def _tensors_of_sizes() -> Iterator[None]:
     """Let torch's functions that make tensors take proxies for sizes in this context, as in ``torch.ones(len, 9)``."""
-    before = {name: getattr(torch, name) for name in _MAKERS}
-    for name, make in before.items():
+    before = {name: getattr(torch, name) for name in _MAKERS.values()}
+    for make, name in _MAKERS.items():
         setattr(torch, name, partial(_make, make))
     try:
         yield
     finally:
-        for name, make in before.items():
-            setattr(torch, name, make)
+        for name, own in before.items():
+            setattr(torch, name, own)
 
 
 def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,9 +126,9 @@ def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) ->
 
 
 def _are_same(x: Tensor, y: Tensor) -> bool:
-    if (x.dtype, x.device, x.shape) != (y.dtype, y.device, y.shape):
-        return False
-    return bool(((x == y) | ((x != x) & (y != y))).all())
+    """Return True if two tensors hold the same bits: NaN equals NaN, and -0 differs from 0."""
+    bits = (each.reshape(-1).contiguous().view(torch.uint8) for each in (x, y))
+    return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(*bits)
 
 
 def _is_made(node: Any) -> bool:

@@ -161,7 +161,7 @@ class Pruner:
     def report_criterion(self, config: PruneConfig, plan: PrunePlan) -> None:
         """Say so if weights rank the channels by default, or would rank more than twice as many as their scales."""
         if config.criterion == "auto" and self.criterion == "l2":
-            self.progress.line("channels without a batch norm: ranked all by weight norm (--criterion l2)")
+            self.progress.line("some channels have no batch norm, so all are ranked by weight norm (--criterion l2)")
         left = sum(group.before for group in plan.groups.values() if group.note == self._why_unscored == NO_NORM)
         if left > plan.total:
             self.progress.line(
