@@ -83,6 +83,7 @@ def predictor(model: nn.Module) -> Predictor:
 
 
 def _array(output: Tensor) -> NDArray[Any]:
+    output = output.detach()  # a forward may ask for gradients of what it returns
     found: NDArray[Any] = (output.float() if output.is_floating_point() else output).cpu().contiguous().numpy()
     return found
 

@@ -1,7 +1,8 @@
 """Removing channels from weights, and rebuilding the same smaller layers from a record."""
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -44,6 +45,21 @@ def _empty(old: Tensor, shape: Sequence[int]) -> Tensor:
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
+@contextmanager
+def _names_kept(model: nn.Module) -> Iterator[None]:
+    """Let all names of a parameter, as in a list of parameters beside the layers, name the one that replaces it."""
+    names: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[parameter].append(name)
+    yield
+    for old, all_names in names.items():
+        now = {name: attrgetter(name)(model) for name in all_names}
+        if new := [parameter for parameter in now.values() if parameter is not old]:
+            for name in [name for name, parameter in now.items() if parameter is old]:
+                owner, _, own = name.rpartition(".")
+                setattr(model.get_submodule(owner), own, new[0])
+
+
 def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
     """Return the convolutions and linear layers that have fewer inputs or outputs in a new map."""
     ends = {name: (layer.ends, new.layers[name].ends) for name, layer in old.layers.items()}
@@ -59,6 +75,14 @@ def cut_channels(
     ``attributes``: also set those of the user's modules that hold a size of a layer written by hand.
     """
     cutter = _Cutter(model, old.network.plain, attributes)
+    with _names_kept(model):
+        _cut_tensors(model, cutter, old, new, keep)
+    for owner, values in set_attributes(model, new.attributes.changed).items():
+        cutter.result.setdefault("attributes", {}).setdefault(owner, {}).update(values)
+    return cutter.result
+
+
+def _cut_tensors(model: nn.Module, cutter: "_Cutter", old: ChannelMap, new: ChannelMap, keep: Keep) -> None:
     for name in changed_layers(old, new):
         before, after = old.layers[name], new.layers[name]
         module = cutter.layer(name)
@@ -80,9 +104,6 @@ def cut_channels(
         if len(places) < len(ids):
             tensor = attrgetter(name)(model)
             cutter.fill_tensor(name, tensor.index_select(axis, places.to(tensor.device)))
-    for owner, values in set_attributes(model, new.attributes.changed).items():
-        cutter.result.setdefault("attributes", {}).setdefault(owner, {}).update(values)
-    return cutter.result
 
 
 def positions(old: Ids, new: Ids, keep: Keep) -> Tensor:
@@ -173,11 +194,12 @@ def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:
 
     Raises AttributeError or ValueError if the network has no such layers, tensors or sizes.
     """
-    for name, sizes in result["sizes"].items():
-        resize(model.get_submodule(name), sizes)
-    for place, shape in result.get("tensors", {}).items():
-        owner, _, name = place.rpartition(".")
-        setattr(model.get_submodule(owner), name, _empty(attrgetter(place)(model), shape))
+    with _names_kept(model):
+        for name, sizes in result["sizes"].items():
+            resize(model.get_submodule(name), sizes)
+        for place, shape in result.get("tensors", {}).items():
+            owner, _, name = place.rpartition(".")
+            setattr(model.get_submodule(owner), name, _empty(attrgetter(place)(model), shape))
     for owner, values in result.get("attributes", {}).items():
         for name, value in values.items():
             set_attribute(model.get_submodule(owner), name, value)

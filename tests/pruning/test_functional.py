@@ -525,6 +525,23 @@ def test_a_layer_that_is_excluded_needs_no_batch_norm():
     assert record.result["criterion"] == "bn-scale"
 
 
+def test_a_list_of_the_layers_parameters_holds_those_of_the_pruned_layers():
+    class Listed(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+            self.every = nn.ParameterList(self.parameters())
+
+        def forward(self, x):
+            return self[2](self[1](self[0](x)))
+
+    model = Listed()
+    pruned, record, _ = prune_model(model, PruneConfig(), IMAGES.float())
+    again = restore(Listed(), record)
+    for network in (pruned, again):
+        assert network.every[0] is network[0].weight and sum(p.numel() for p in network.parameters()) == 16 + 20
+    again.load_state_dict(pruned.state_dict())
+
+
 class Routed(nn.Module):
     """A layer whose weight is computed from the input, alone or beside others."""
 
