@@ -80,8 +80,13 @@ def _remove_parametrizations(module: Any) -> None:
 
 
 def weight_owners(model: nn.Module) -> set[nn.Module]:
-    """Return the modules whose weight is a plain parameter that no other module uses."""
-    users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    """Return the modules whose weight is a plain parameter that no other module uses; a list of parameters is none."""
+    users = Counter(
+        id(parameter)
+        for module in model.modules()
+        if not isinstance(module, (nn.ParameterList, nn.ParameterDict))
+        for parameter in module.parameters(recurse=False)
+    )
     return {
         module
         for module in model.modules()
