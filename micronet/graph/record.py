@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.graph_module import GraphModule
-from micronet.graph.lengths import lengths_as_sizes
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
+from micronet.graph.python_sizes import python_sizes
 from micronet.graph.recorder import Recorder
 from micronet.graph.training import follow_mode
 from micronet.graph.user_lines import error_line
@@ -80,6 +80,8 @@ def _record_eval(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recorder, A
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
+        with suppress(Exception):  # it may want Python's own int
+            return record(model, inputs, ints=False), nullcontext
         line = error_line(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         raise MicronetError(
@@ -167,9 +169,16 @@ def describe_example(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Yield other inputs of the same kinds: with their values in reverse order, and with floats of the other sign."""
-    yield tuple(x.flatten().flip(0).view(x.shape) if isinstance(x, Tensor) else x for x in inputs)
+    """Yield other inputs of the same kinds: values in reverse order, of integers the samples, and floats negated.
+
+    Integers in one column may number other things than those in the next.
+    """
+    yield tuple(_reversed(x) if isinstance(x, Tensor) else x for x in inputs)
     yield tuple(-x if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _reversed(x: Tensor) -> Tensor:
+    return x.flatten().flip(0).view(x.shape) if x.is_floating_point() or x.dim() < 2 else x.flip(0)
 
 
 def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0) -> bool:
@@ -196,16 +205,18 @@ def _is_close(x: Tensor, y: Tensor, rounding: float) -> bool:
     return not bool(differ.any()) or bool((x - y)[differ].norm() <= rounding * finite.norm())
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False, into_leaves: bool = False) -> Recorder:
+def record(
+    model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False, into_leaves: bool = False, ints: bool = True
+) -> Recorder:
     """Record what a network computes in one mode; nothing is checked. Raises whatever its forward raises.
 
-    ``into_leaves``: whether modules that set ``is_leaf`` are recorded like others.
+    ``into_leaves``: whether modules that set ``is_leaf`` are recorded like others. ``ints``: see ``python_sizes``.
     """
     recorder = Recorder(model, training=training, into_leaves=into_leaves)
     with state_kept(model), uncompiled_modules(), torch.no_grad(), random_kept(model):
         model.train(training)
         names = set(dict(model.named_modules()))
-        with recorder, recorder.leaves(), lengths_as_sizes():
+        with recorder, recorder.leaves(), python_sizes(model, ints=ints):
             output = model(*recorder.placeholders(inputs))
         recorder.graph.output(recorder.argument(output))
         recorder.find_replaced_buffers()

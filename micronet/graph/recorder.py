@@ -1,6 +1,7 @@
 """The recorder of a running forward: one node of a graph for every call of a torch function or a leaf module."""
 
 import inspect
+import math
 import operator
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
 from micronet.graph.ops import METADATA_ATTRIBUTES
-from micronet.graph.size import Size
+from micronet.graph.size import Size, scaled_size
 from micronet.graph.user_lines import user_line
 from micronet.models.outputs import tensors_in
 
@@ -260,7 +261,17 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }  # fmt: skip
-_UNUSED = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod}
+_UNUSED = {
+    getattr,
+    scaled_size,
+    math.isqrt,
+    operator.getitem,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.mod,
+}
 
 
 def is_size(node: fx.Node) -> bool:

@@ -22,6 +22,7 @@ from micronet.graph.head_sizes import fix_head_sizes
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.products import make_layers
 from micronet.graph.record import UnbuiltError, computes_same, describe_example, holds, record_network, trains_more
+from micronet.graph.size import scaled_size
 from micronet.graph.symbolic import keeps_state, mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
@@ -127,7 +128,8 @@ class Graph:
             return node.args[1] in ops.METADATA_ATTRIBUTES
         if self.matches(node, ops.METADATA) or isinstance(self.module(node), ModeValue):
             return True
-        arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
+        pure = getattr(node.target, "__module__", "") in ("_operator", "math") or node.target is scaled_size
+        arithmetic = node.op == "call_function" and pure
         return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
 
     @cached_property

@@ -1,6 +1,7 @@
 """Forwards recorded while they run: the record computes the same, for other values and other sizes of the batch too."""
 
 import copy
+import math
 from collections import namedtuple
 
 import pytest
@@ -73,6 +74,12 @@ def sizes_of_the_batch(m, x):
     return m.head(rolled.reshape(b * rolled.size(1), 8)).unflatten(0, (b, -1))
 
 
+def sizes_by_python(m, x):
+    rows = m.stem(x)[:, :, : math.ceil(x.shape[2] / 3), : math.floor(x.shape[3] * 0.5)].flatten(2)
+    windows = rows.reshape(len(x) * int((x.shape[2] * x.shape[3]) ** 0.5) // 2, -1)
+    return windows.view(int(windows.shape[0] / (8 * 8 / 4 / 4)), 4, -1) if isinstance(x.shape[0], int) else rows
+
+
 def in_place(m, x):
     x = m.norm(m.stem(x)).clone()
     x += m.blocks[0](x)
@@ -117,9 +124,9 @@ def nearest(m, x):
 
 INPUTS = {several_inputs: lambda x: (x, torch.rand(len(x), 8), torch.rand(len(x), 1, 1, 1))}
 FORWARDS = [
-    control_flow_on_shapes, lists_of_features, unpacked_parts, constants_of_the_forward, sizes_of_the_batch, in_place,
-    dictionaries, several_inputs, methods_and_reflected_operators, functions_with_weights, a_dropout_and_an_assertion,
-    nearest,
+    control_flow_on_shapes, lists_of_features, unpacked_parts, constants_of_the_forward, sizes_of_the_batch,
+    sizes_by_python, in_place, dictionaries, several_inputs, methods_and_reflected_operators, functions_with_weights,
+    a_dropout_and_an_assertion, nearest,
 ]  # fmt: skip
 
 
@@ -336,7 +343,7 @@ def loops_over_the_batch(m, x):
 
 
 def fixes_the_batch(m, x):
-    return m.head(m.stem(x).mean((2, 3)).view(int(x.shape[0]), -1))
+    return m.head(m.stem(x).mean((2, 3)).view(round(x.shape[0] ** 1.0), -1))
 
 
 @pytest.mark.parametrize("forward", [loops_over_the_batch, fixes_the_batch])
