@@ -147,6 +147,9 @@ def work(rank, folder, port):
     except distributed.ProcessExitError as ended:
         told.append(ended.exit_code)
     torch.save({"trained": results, "evaluated": numbers, "agreement": agreement, "told": told}, folder / f"{rank}.pt")
+    waits = time.monotonic() + 20
+    while time.monotonic() < waits and not (folder / f"{1 - rank}.pt").exists():
+        time.sleep(0.01)  # the rank that holds the store must not end before the other has asked it
     os._exit(0)
 
 
