@@ -2,6 +2,7 @@
 
 import builtins
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -13,7 +14,7 @@ from micronet.graph.leaves import is_leaf
 from micronet.graph.size import Quotient, Root, Size
 
 _python_len = len
-_OTHERS = ("torch.", "torch", "builtins")  # whose functions keep Python's int
+_OTHERS = {*sys.stdlib_module_names, "torch", "torchvision", "numpy", "scipy", "micronet"}  # they keep Python's int
 
 
 @contextmanager
@@ -68,5 +69,5 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
         space = getattr(forward, "__globals__", {})
         used = [value.__globals__ for value in space.values() if isinstance(value, FunctionType)]
         found |= {id(each): each for each in (space, *used)}
-    own = (space for space in found.values() if not str(space.get("__name__", "torch")).startswith(_OTHERS))
+    own = (space for space in found.values() if str(space.get("__name__", "")).partition(".")[0] not in _OTHERS)
     return [space for space in own if "int" not in space]
