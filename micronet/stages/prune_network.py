@@ -30,6 +30,7 @@ from micronet.tasks.agreement import energy
 from micronet.tasks.task import outputs_of
 from micronet.training.config import RunContext
 from micronet.training.fits import check_model_fits
+from micronet.training.gradients import add_gradients
 from micronet.training.preset import settle
 
 GRADIENT_BATCHES = 8
@@ -194,7 +195,7 @@ def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) ->
             outputs = outputs_of(model(*place_inputs(given, run.device, layout)))
             has_labels = dataset.is_labelled and not dataset.task.needs_reference
             loss = dataset.task.loss(outputs, targets) if has_labels else energy(outputs)
-            loss.backward()  # type: ignore[no-untyped-call]
+            add_gradients(loss)
 
 
 def _relative_latency(artifact: Artifact, example: Example) -> Callable[[nn.Module], float]:

@@ -23,6 +23,7 @@ from micronet.training import distributed
 from micronet.training.average import WeightAverage
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
+from micronet.training.gradients import add_gradients
 from micronet.training.muon import Muon, find_matrices
 from micronet.training.synchronized import synchronized_batch_norm
 
@@ -122,7 +123,7 @@ class TrainStep:
             there = tree_map_only(Tensor, lambda x: x.to(self.device, non_blocking=True), targets)
             part = self._loss(inputs, there) * share
             # DistributedDataParallel averages the gradients over ranks; their sum is needed.
-            self.scaler.scale(part * ranks).backward()  # type: ignore[no-untyped-call]
+            add_gradients(self.scaler.scale(part * ranks))
         return part.detach()
 
     def _loss(self, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:

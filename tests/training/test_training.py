@@ -24,6 +24,7 @@ from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import RunContext, TrainConfig, TrainHooks, learning_rate
 from micronet.training.distillation import Teacher
 from micronet.training.fall import describe_fall, is_fall
+from micronet.training.gradients import add_gradients
 from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
 from tests.training.processes import Command
@@ -320,3 +321,11 @@ def test_the_learning_rate_stays_between_zero_and_its_highest(schedule, steps):
     if steps == 1000:
         assert max(rates) == pytest.approx(0.5, rel=1e-3)
         assert rates[-1] < 0.001
+
+
+def test_a_forward_that_overwrites_what_gradients_need_is_refused_in_one_line():
+    x = torch.ones(3, requires_grad=True).exp()
+    loss = x.pow(2).sum()
+    x.relu_()
+    with pytest.raises(MicronetError, match="not in place"):
+        add_gradients(loss)
