@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from micronet.graph import ops
 from micronet.graph.graph_module import GraphModule
+from micronet.graph.sources import computed_only_from
 from micronet.models.modes import eval_mode, state_kept
 
 _LAYERS = (*ops.CONVOLUTIONS, nn.Linear)
@@ -64,44 +65,52 @@ def find_head_sizes(model: nn.Module, graph: fx.Graph, inputs: tuple[Any, ...]) 
 
 def fix_head_sizes(model: nn.Module, graph: fx.Graph, sizes: Mapping[str, int]) -> None:
     """Call a graph's operations around attention with numbers in place of what they compute from these sizes."""
-    for node in _around_heads(model, graph) if sizes else []:
-        numbers = {arg: number for arg in node.all_input_nodes if (number := _number(arg, sizes)) is not None}
-        node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_or_node, numbers))
+    values = _values(graph, sizes)
+    for node in _around_heads(model, graph, _numbers(graph)):
+        node.args, node.kwargs = fx.node.map_arg((node.args, node.kwargs), partial(_or_node, values))
     for node in reversed(graph.nodes):
         if not node.users and (node.target in _ARITHMETIC or node.name in sizes):
             graph.erase_node(node)
 
 
-def _or_node(numbers: Mapping[fx.Node, float], node: fx.Node) -> Any:
-    return numbers.get(node, node)
+def _or_node(values: Mapping[fx.Node, float], node: fx.Node) -> Any:
+    return values.get(node, node)
 
 
 def _asked(model: nn.Module, graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, int]]:
     """Return the nodes that read sizes with which operations around attention compute: the tensor and axis of each."""
-    around = _around_heads(model, graph)
-    return {read: axis for node in around for arg in node.all_input_nodes for read, axis in _reads(arg).items()}
+    numbers, found = _numbers(graph), dict[fx.Node, tuple[fx.Node, int]]()
+    waiting = [arg for node in _around_heads(model, graph, numbers) for arg in node.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node not in numbers:
+            continue
+        numbers.remove(node)  # once
+        axis = _axis_read(node)
+        if axis is None:
+            waiting += node.all_input_nodes
+        else:
+            found[node] = axis
+    return found
+
+
+def _numbers(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that read sizes, or compute numbers from such nodes alone."""
+    return computed_only_from(graph, lambda node: _axis_read(node) is not None, lambda node: node.target in _ARITHMETIC)
 
 
 def _is_layer(model: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), _LAYERS)
 
 
-def _around_heads(model: nn.Module, graph: fx.Graph) -> list[fx.Node]:
+def _around_heads(model: nn.Module, graph: fx.Graph, numbers: set[fx.Node]) -> list[fx.Node]:
     """Return the operations between attention and the layers with weights before and after it, but no arithmetic."""
     found = before_heads(model, graph)
     for node in graph.nodes:
         behind = any(source in found or ops.MIXES_HEADS.matches(source) for source in node.all_input_nodes)
         if behind and not _is_layer(model, node):
             found.add(node)
-    return [node for node in graph.nodes if node in found and node.op != "output" and not _reads(node)]
-
-
-def _reads(node: fx.Node) -> dict[fx.Node, tuple[fx.Node, int]]:
-    """Return the nodes that read sizes, of which a node is one or computes a number: the tensor and axis of each."""
-    if (axis := _axis_read(node)) is not None:
-        return {node: axis}
-    found = [_reads(source) for source in node.all_input_nodes] if node.target in _ARITHMETIC else []
-    return {read: axis for reads in found for read, axis in reads.items()} if all(found) else {}
+    return [node for node in graph.nodes if node in found and node.op != "output" and node not in numbers]
 
 
 def _axis_read(node: Any) -> tuple[fx.Node, int] | None:
@@ -140,14 +149,14 @@ def _multiplies_stored(node: fx.Node, x: fx.Node) -> bool:
     return node.target is F.linear and stored and (node is x or node.args[:1] == (x,))
 
 
-def _number(node: Any, sizes: Mapping[str, int]) -> float | None:
-    """Return the number that a node computes from these sizes alone."""
-    if node.name in sizes:
-        return sizes[node.name]
-    if node.target not in _ARITHMETIC or len(node.args) != 2:
-        return None
-    values: list[Any] = [_number(arg, sizes) if isinstance(arg, fx.Node) else arg for arg in node.args]
-    if not all(isinstance(value, (int, float)) for value in values):
-        return None
-    number: float = node.target(*(int(value) if isinstance(value, int) else value for value in values))
-    return number
+def _values(graph: fx.Graph, sizes: Mapping[str, int]) -> dict[fx.Node, float]:
+    """Return the numbers that nodes compute from these sizes alone."""
+    values: dict[fx.Node, float] = {}
+    for node in graph.nodes:
+        if node.name in sizes:
+            values[node] = sizes[node.name]
+        elif node.target in _ARITHMETIC and len(node.args) == 2:
+            numbers = [values.get(arg) if isinstance(arg, fx.Node) else arg for arg in node.args]
+            if all(isinstance(number, (int, float)) for number in numbers):
+                values[node] = node.target(*(int(each) if isinstance(each, int) else each for each in numbers))
+    return values

@@ -69,10 +69,10 @@ def _store_weights(
         return None
     own = dict(model.named_parameters(remove_duplicate=False))
     sources = {id(own[name]) for node in graph.fx.nodes for name in computed_from(node) if name in own}
+    reads = purpose == "pruning" and graph.recorded is None  # a record may fix the size of images too
+    sizes = find_head_sizes(graph.model, graph.fx, as_inputs(model, example)) if reads else None
     for products in (True,) if purpose == "training" else (True, False):  # False: where a product suits no layer
         weights: dict[str, nn.Parameter] = {}
-        reads = purpose == "pruning" and graph.recorded is None  # a record may fix the size of images too
-        sizes = find_head_sizes(graph.model, graph.fx, as_inputs(model, example)) if reads else None
         plain = _with_stored_weights(model, graph.recorded, weights, products=products, sizes=sizes)
         read = {place for layer in plain.plain.values() for place in layer.tensors.values()}
         taken = [name for name in weights if name in read]

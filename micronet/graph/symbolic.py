@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.record import uncompiled_modules
+from micronet.graph.sources import computed_only_from
 from micronet.graph.training import writes_in_place
 from micronet.models.modes import state_kept
 
@@ -36,9 +37,10 @@ class _Tracer(fx.Tracer):
         Whether a tensor is on a GPU is only asked to put another one there. A graph's constants are where it is; what
         it makes anew is not.
         """
-        made_here = any(node.target in _MAKERS and "device" not in node.kwargs for node in self.graph.nodes)
-        if obj.node.target is getattr and obj.node.args[1] == "is_cuda" and not made_here:
-            return any(parameter.is_cuda for parameter in self.root.parameters())
+        if obj.node.target is getattr and obj.node.args[1] == "is_cuda":
+            made = (node for node in self.graph.nodes if node.target in _MAKERS and "device" not in node.kwargs)
+            if next(made, None) is None:
+                return any(parameter.is_cuda for parameter in self.root.parameters())
         self.branches = True
         return super().to_bool(obj)
 
@@ -105,7 +107,9 @@ def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
 
 def keeps_state(graph: fx.Graph) -> bool:
     """Return True if a graph writes into tensors that its forward makes anew in every call, and the graph does not."""
-    return any(writes_in_place(node) and any(map(_is_made, node.args[:1])) for node in graph.nodes)
+    made = computed_only_from(graph, _is_made)
+    written = (node.args[0] for node in graph.nodes if node.args and writes_in_place(node))
+    return any(isinstance(each, fx.Node) and each in made for each in written)
 
 
 def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) ->
     constants = dict(known)
     for node in graph.nodes:
         value = vars(model).get(str(node.target))
-        if node.op != "get_attr" or not str(node.target).startswith(MADE) or value is None or node.target in known:
+        if not _is_made(node) or value is None or node.target in known:
             continue
         same = (name for name, other in constants.items() if _are_same(value, other))
         taken = constants.keys() | model._buffers.keys()
@@ -131,12 +135,8 @@ def _are_same(x: Tensor, y: Tensor) -> bool:
     return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(*bits)
 
 
-def _is_made(node: Any) -> bool:
-    """Return True if a node is a tensor that the forward made, or computed from such tensors alone."""
-    if not isinstance(node, fx.Node):
-        return False
-    made = node.op == "get_attr" and str(node.target).startswith(MADE)
-    return made or (bool(node.all_input_nodes) and all(map(_is_made, node.all_input_nodes)))
+def _is_made(node: fx.Node) -> bool:
+    return node.op == "get_attr" and str(node.target).startswith(MADE)
 
 
 def _user_buffers(model: nn.Module) -> Iterator[tuple[str, Any]]:

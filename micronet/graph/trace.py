@@ -23,6 +23,7 @@ from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_cal
 from micronet.graph.products import make_layers
 from micronet.graph.record import UnbuiltError, computes_same, describe_example, holds, record_network, trains_more
 from micronet.graph.size import scaled_size
+from micronet.graph.sources import computed_only_from
 from micronet.graph.symbolic import keeps_state, mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
@@ -69,8 +70,9 @@ class Graph:
         self.training = training
         if keeps_state(self.fx) or keeps_state(training):
             raise MicronetError("forward() writes into a tensor of its own")
-        for graph in (self.fx, training):
-            fix_head_sizes(model, graph, sizes or {})
+        if sizes:
+            for graph in (self.fx, training):
+                fix_head_sizes(model, graph, sizes)
         self.sizes = sizes is not None and has_sizes(self.fx, model)
         self.products = sum(products and make_layers(graph, model) for graph in (self.fx, training)) > 0  # in both
         layers, calls = find_plain(self.fx, model, training=False, weights=weights, products=products)
@@ -135,11 +137,7 @@ class Graph:
     @cached_property
     def stored(self) -> set[fx.Node]:
         """The nodes that read stored tensors, or compute something from such nodes alone."""
-        found: set[fx.Node] = set()
-        for node in self.fx.nodes:
-            if node.op == "get_attr" or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
-                found.add(node)
-        return found
+        return computed_only_from(self.fx, lambda node: node.op == "get_attr")
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that read a tensor's values, not only its sizes."""

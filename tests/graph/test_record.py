@@ -338,6 +338,17 @@ def test_a_tensor_that_a_forward_makes_and_writes_into_starts_anew_in_every_call
         torch.testing.assert_close(graph.model(IMAGES), model(IMAGES))
 
 
+def test_a_long_forward_with_operations_in_place_is_traced():
+    class Long(nn.Module):
+        def forward(self, x):
+            x = x.clone()
+            for _ in range(1100):  # more than Python's stack holds
+                x = x.add_(0.5)
+            return x
+
+    assert trace(Long().eval()) is not None
+
+
 def loops_over_the_batch(m, x):
     return torch.stack([m.head(row.mean((1, 2))) for row in m.stem(x)])
 
