@@ -71,8 +71,9 @@ def keep_in_float(graph: ir.Graph) -> None:
     """Keep ONNX Runtime from rounding the float weights of layers that read integers, in place.
 
     Its optimizer WeightBiasQuantization, which only our sessions disable, would round them to 8 bits per tensor. It
-    leaves a layer alone whose input has a scale per channel, or whose bias is no stored float. Convolutions get equal
-    scales, since their fastest form needs a stored bias; other layers get a bias in int32, of zeros if they had none.
+    skips layers whose input has one scale per channel, and layers whose bias is not stored as a float tensor. So
+    convolutions read their input with one scale per channel, all equal, because their fastest form needs a float bias;
+    other layers get an int32 bias, of zeros if they had none.
     """
     for node in [node for node in graph if node.op_type in ("Conv", "ConvTranspose", "Gemm")]:
         source, weight = source_of(node.inputs[0]), array(node, 1)  # ONNX Runtime moves pairs behind what moves values
