@@ -52,12 +52,12 @@ def _names_kept(model: nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names[parameter].append(name)
     yield
-    for old, all_names in names.items():
-        now = {name: attrgetter(name)(model) for name in all_names}
-        if new := [parameter for parameter in now.values() if parameter is not old]:
-            for name in [name for name, parameter in now.items() if parameter is old]:
-                owner, _, own = name.rpartition(".")
-                setattr(model.get_submodule(owner), own, new[0])
+    for old, several in ((old, each) for old, each in names.items() if len(each) > 1):
+        now = {name: attrgetter(name)(model) for name in several}
+        new = next((parameter for parameter in now.values() if parameter is not old), old)
+        for name in (name for name, parameter in now.items() if parameter is old is not new):
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, new)
 
 
 def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:

@@ -21,7 +21,7 @@ from micronet.models.modes import copy_model
 from micronet.models.precision import check_precision
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.criteria import Criterion
+from micronet.pruning.criteria import Criterion, Scores
 from micronet.pruning.criteria.bn_scale import WHY_UNSCORED as NO_NORM
 from micronet.pruning.criterion import choose_criterion
 from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
@@ -129,10 +129,12 @@ class Pruner:
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
         network = self.channels.network.model
         self.criterion: str = config.criterion
+        scores: Scores | None = None
         if self.criterion == "auto":
-            self.criterion = choose_criterion(network, self.channels, config)
+            self.criterion, scores = choose_criterion(network, self.channels, config)
         criterion: Criterion = registry.resolve(registry.CRITERIA, self.criterion, "criterion")
-        self.planner = Planner(self.channels, criterion.scores(network, self.channels), config, criterion.WHY_UNSCORED)
+        scores = criterion.scores(network, self.channels) if scores is None else scores
+        self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)
         self._why_unscored = criterion.WHY_UNSCORED
         self._require_free()
 

@@ -37,13 +37,14 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
 
 def warn_constant(batches: Iterable[Any], progress: Progress) -> None:
     """Say so if calibration inputs, tensors or arrays or tuples of them, are the same in every sample."""
-    given = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
-    first = [x[:1] if x.ndim else x for x in given[0]] if given else []
-    for batch in given:
-        for x, own in zip(batch, first, strict=True):
+    first, samples = list[Any](), 0
+    for batch in batches:  # usually, the first one shows that samples differ
+        given = batch if isinstance(batch, tuple) else (batch,)
+        first = first or [x[:1] if x.ndim else x for x in given]
+        for x, own in zip(given, first, strict=True):
             if x.shape[1:] != own.shape[1:] or not bool((x == own).all()):
                 return
-    samples = sum(len(batch[0]) if batch[0].ndim else 1 for batch in given)
+        samples += len(given[0]) if given[0].ndim else 1
     if first and all(bool((x == x.reshape(-1)[:1]).all()) for x in first):
         what = "the calibration inputs hold one value only"
     elif samples > 1:
