@@ -189,6 +189,8 @@ def _build_network(
 ) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
+    if isinstance(model, type):
+        raise MicronetError(f"model is the class {model.__name__}; pass a network, {model.__name__}(...), or its name")
     if model is None:
         return build_model(spec, trusted=trust_code, most_bytes=most_bytes)
     if spec.runs_user_code:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.graph.layer_calls import CALLS, arguments_of
+from micronet.graph.ops import writes_in_place
 from micronet.graph.products import calls_t
-from micronet.graph.training import writes_in_place
 from micronet.models.modes import eval_mode
 
 IS_COMPUTED = "is computed"  # the mark of a read of a tensor that was computed, in its node's ``meta``

@@ -81,6 +81,7 @@ AVERAGE_POOL = _family(
     (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
 )
 RESAMPLE = _family((nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), (F.interpolate,))
+MAX_UNPOOL = _family((nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d), (F.max_unpool1d, F.max_unpool2d, F.max_unpool3d))
 MEAN = _family(functions=(torch.mean,), methods="mean")
 ADD = _family((Add,), (operator.add, operator.iadd, torch.add), "add add_")
 MULTIPLY = _family(functions=(operator.mul, operator.imul, torch.mul, torch.multiply), methods="mul mul_")
@@ -180,7 +181,7 @@ GATES = _family((nn.GLU,), (F.glu,))  # one half of the channels times the sigmo
 REDUCES = SOFTMAX | MEAN | _family(functions=(
     torch.sum, torch.amax, torch.amin, torch.any, torch.all, torch.count_nonzero,
 ), methods="sum amax amin any all count_nonzero")  # fmt: skip
-POOLS_CHANNELS = MAX_POOL | AVERAGE_POOL | RESAMPLE
+POOLS_CHANNELS = MAX_POOL | MAX_UNPOOL | AVERAGE_POOL | RESAMPLE
 MIXES_HEADS = ATTENTION | MATMUL | EINSUM
 NORMALIZES_CHANNELS = _family(
     (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
@@ -196,3 +197,14 @@ def pads_with_zeros(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "value", None) == 0)
     given = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
     return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0, 0.0))
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Return True if a call changes a tensor that others may read."""
+    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
+    changes = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
+    return changes or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+
+
+_OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()  # noqa: SIM905
+_IN_PLACE = {*_OPERATORS, *(f"__{name}__" for name in _OPERATORS)}

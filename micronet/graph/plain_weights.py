@@ -5,16 +5,17 @@ from typing import Any, Literal
 
 from torch import fx, nn
 
+from micronet.graph.agreement import computes_same, follows_sizes
 from micronet.graph.attributes import has_sizes, marked, read_attributes, read_sizes
 from micronet.graph.computed import Values, computed_from, computes_more, may_compute_weights
 from micronet.graph.head_sizes import find_head_sizes, reads_sizes
 from micronet.graph.products import make_layers
-from micronet.graph.record import computes_same, record_network
+from micronet.graph.record import record_network
 from micronet.graph.trace import Graph, trace
 from micronet.models.computed import is_computed, make_plain
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
-from micronet.models.modes import copy_model
+from micronet.models.modes import check_modes, copy_model
 
 Purpose = Literal["running", "pruning", "training"]  # as of ``Stage.plain_weights``, which must not import torch
 COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
@@ -37,7 +38,11 @@ def with_plain_weights(
         purpose: What follows. If a training may follow, the network stays as it is where a weight would be stored apart
             from a tensor that it is computed from and that something else reads too: they would no longer be tied.
             A training goes on computing its weights, except that matrices which are read transposed are stored so.
+
+    Raises:
+        MicronetError: The network rewrites its weights when its mode changes; see ``check_modes``.
     """
+    check_modes(model)
     names: list[str] = []
     if purpose != "training" and any(map(is_computed, model.modules())):
         model = copy_model(model)
@@ -54,7 +59,7 @@ def _may_store_weights(model: nn.Module, purpose: Purpose) -> bool:
     """Return False if all layers surely use weights as they are stored, and no size is to be read; nothing runs."""
     graph = trace(model)
     if graph is None:
-        return may_compute_weights(model)
+        return purpose == "pruning" or may_compute_weights(model)
     if purpose == "pruning" and (has_sizes(graph.fx, graph.model) or reads_sizes(graph.model, graph.fx)):
         return True
     return make_layers(graph.fx, model) or any(map(computed_from, graph.fx.nodes))
@@ -69,8 +74,13 @@ def _store_weights(
         return None
     own = dict(model.named_parameters(remove_duplicate=False))
     sources = {id(own[name]) for node in graph.fx.nodes for name in computed_from(node) if name in own}
-    reads = purpose == "pruning" and graph.recorded is None  # a record may fix the size of images too
-    sizes = find_head_sizes(graph.model, graph.fx, as_inputs(model, example)) if reads else None
+    inputs = as_inputs(model, example)
+    # A record may fix the size of images too.
+    reads = purpose == "pruning" and (graph.recorded is None or follows_sizes(model, graph.model, inputs))
+    sizes = find_head_sizes(graph.model, graph.fx, inputs) if reads else None
+    sized = sizes is not None and (bool(sizes) or has_sizes(graph.fx, graph.model))
+    if graph.recorded is not None and not sized and not may_compute_weights(model):
+        return None
     for products in (True,) if purpose == "training" else (True, False):  # False: where a product suits no layer
         weights: dict[str, nn.Parameter] = {}
         plain = _with_stored_weights(model, graph.recorded, weights, products=products, sizes=sizes)
@@ -80,7 +90,7 @@ def _store_weights(
             return None
         if purpose != "running" and not sources.isdisjoint(map(id, plain.model.parameters())):
             continue  # some would no longer be tied
-        if computes_same(model, plain.model, as_inputs(model, example)):
+        if computes_same(model, plain.model, inputs):
             how: dict[str, Any] = {STORED: graph.recorded or [], PRODUCTS: products}
             return plain.model, taken, how | ({SIZES: sizes} if plain.sizes else {})
     return None

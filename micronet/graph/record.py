@@ -6,7 +6,6 @@ passes them on or combines them by integer arithmetic; every other decision is f
 """
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -16,20 +15,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
+from micronet.graph.agreement import ROUNDING, agree, follows_batch
 from micronet.graph.graph_module import GraphModule
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.python_sizes import python_sizes
 from micronet.graph.recorder import Recorder
 from micronet.graph.training import follow_mode
+from micronet.graph.uncompiled import uncompiled_modules
 from micronet.graph.user_lines import error_line
 from micronet.models.device import Example, as_inputs, copied
 from micronet.models.inputs import check_python, describe_inputs, make_inputs
-from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
-from micronet.models.outputs import other_values, tensors_in
+from micronet.models.modes import copy_model, random_kept, state_kept
 from micronet.models.spec import LARGEST_INPUT
-
-ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
 
 
 class UnbuiltError(MicronetError):
@@ -56,7 +54,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     inputs = as_inputs(model, example)
     recorder, context = _record_eval(model, inputs)
     recorded = GraphModule(recorder.root, recorder.graph)
-    differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not _agree(model, recorded, x)]
+    differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not agree(model, recorded, x)]
     if recorder.reads or differing:
         line = recorder.reads or parting_line(model, inputs, differing[0])
         raise MicronetError(
@@ -94,46 +92,16 @@ def _record_eval(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Recorder, A
     return recorder, nullcontext
 
 
-def computes_same(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Return True if a symbolic trace computes in eval mode what its network computes, rounding errors apart.
-
-    torch.fx runs a forward on proxies, which are never None and raise no errors, so it may go another way.
-    """
-    try:
-        return _agree(model, network, inputs, rounding=ROUNDING)
-    except Exception:  # a user's forward may raise anything
-        return False
-
-
-def _follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Return True unless a network computes something else for one more sample than its record, which may fix the size.
-
-    A network that takes no other batch, or whose inputs do not have one length, says nothing against its record.
-    """
-    if len({x.shape[:1] for x in inputs if isinstance(x, Tensor)}) != 1:
-        return True
-    more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
-    try:
-        with state_kept(model), eval_mode(model), torch.no_grad():
-            model(*copied(more))
-    except Exception:  # a user's forward may raise anything
-        return True
-    try:
-        return _agree(model, recorded, more, rounding=ROUNDING)  # plain layers may add up in another order
-    except Exception:  # the record of a forward that fixes sizes may do so, too
-        return False
-
-
 def holds(model: nn.Module, recorded: nn.Module, described: list[dict[str, Any]], inputs: tuple[Any, ...]) -> bool:
     """Return True if a record holds for other batches, and one made on inputs of this description for these inputs.
 
     The latter is made for a restored network; that of a forward which depends on values may hold by chance.
     """
-    if not _follows_batch(model, recorded, inputs):
+    if not follows_batch(model, recorded, inputs):
         return False
     try:
         again, _ = record_network(model, make_inputs(described))
-        return _agree(model, again, inputs, rounding=ROUNDING)
+        return agree(model, again, inputs, rounding=ROUNDING)
     except Exception:  # a user's forward may raise anything
         return False
 
@@ -179,30 +147,6 @@ def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 
 def _reversed(x: Tensor) -> Tensor:
     return x.flatten().flip(0).view(x.shape) if x.is_floating_point() or x.dim() < 2 else x.flip(0)
-
-
-def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0) -> bool:
-    """Return True if a network and its graph compute the same values, NaN included."""
-    runs = (model, recorded.forward)  # calling a graph module would print what fails
-    outputs = []
-    with state_kept(model), eval_mode(model, recorded), uncompiled_modules(), torch.no_grad():
-        for run in runs:
-            with random_kept(model):  # so that both draw the same numbers
-                outputs.append(run(*copied(inputs)))
-    (expected, others), (actual, more) = ((tensors_in(each), other_values(each)) for each in outputs)
-    return (
-        len(expected) == len(actual)
-        and others == more
-        and all(x.shape == y.shape and _is_close(x, y, rounding) for x, y in zip(expected, actual, strict=True))
-    )
-
-
-def _is_close(x: Tensor, y: Tensor, rounding: float) -> bool:
-    """Return True if y differs from x by at most ``rounding`` times the norm of x's finite values."""
-    differ = (x != y) & ~(x.isnan() & y.isnan())
-    exact = torch.complex128 if x.is_complex() else torch.float64  # in float32, the norm of large values is infinite
-    x, y, finite = x.to(exact), y.to(exact), x[x.isfinite()].to(exact)
-    return not bool(differ.any()) or bool((x - y)[differ].norm() <= rounding * finite.norm())
 
 
 def record(
@@ -254,25 +198,3 @@ def _tracing() -> Iterator[None]:
         yield
     finally:
         jit.is_tracing = before
-
-
-@contextmanager
-def uncompiled_modules() -> Iterator[None]:
-    """Run what torch.compile made of modules, and torch.jit.script of functions, as plain Python in this context."""
-    compiler = "torch._dynamo" in sys.modules  # there are none without it, and importing it takes seconds
-    scripted: Any = torch.jit.ScriptFunction
-    before, scripted.__call__ = scripted.__call__, _call_python  # no tracer sees what a scripted function computes
-    try:
-        with torch.compiler.set_stance("force_eager") if compiler else nullcontext():
-            yield
-    finally:
-        scripted.__call__ = before
-
-
-_call_compiled: Any = torch.jit.ScriptFunction.__call__
-
-
-def _call_python(function: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the Python function that was scripted; torch keeps it for its compiler under a private name."""
-    python = getattr(function, "_torchdynamo_inline", None)
-    return _call_compiled(function, *args, **kwargs) if python is None else python(*args, **kwargs)

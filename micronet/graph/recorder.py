@@ -1,7 +1,6 @@
 """The recorder of a running forward: one node of a graph for every call of a torch function or a leaf module."""
 
 import inspect
-import math
 import operator
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
-from micronet.graph.ops import METADATA_ATTRIBUTES
-from micronet.graph.size import Size, scaled_size
+from micronet.graph.numpy_values import from_numpy
+from micronet.graph.size import SIZE_ARITHMETIC, Size, is_size
 from micronet.graph.user_lines import user_line
 from micronet.models.outputs import tensors_in
 
@@ -210,6 +209,7 @@ class Recorder(TorchFunctionMode):
         """Return the node of a tensor or a size, or the value with nodes in place of those inside it."""
         if isinstance(value, Size):
             return value.node
+        value = from_numpy(value)
         if isinstance(value, Tensor):
             return self._nodes.get(id(value)) or self._stored_tensor(value)
         if is_dataclass(value) and not isinstance(value, type):
@@ -252,7 +252,7 @@ class Recorder(TorchFunctionMode):
     def remove_unused(self) -> None:
         """Remove sizes, parts and stored tensors that nothing reads, as when leaves were looked for."""
         for node in reversed(self.graph.nodes):
-            if not node.users and (node.op == "get_attr" or node.target in _UNUSED):
+            if not node.users and (node.op == "get_attr" or node.target in SIZE_ARITHMETIC):
                 self.graph.erase_node(node)
 
 
@@ -261,27 +261,6 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }  # fmt: skip
-_UNUSED = {
-    getattr,
-    scaled_size,
-    math.isqrt,
-    operator.getitem,
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.floordiv,
-    operator.mod,
-}
-
-
-def is_size(node: fx.Node) -> bool:
-    """Return True if a node computes facts of a tensor, such as its shape, an item of that, or arithmetic on such."""
-    if node.target is getattr:
-        return node.args[1] in METADATA_ATTRIBUTES
-    if node.op == "call_method":
-        return node.target in ("size", "numel")
-    inputs = node.all_input_nodes
-    return node.op == "call_function" and node.target in _UNUSED and bool(inputs) and all(map(is_size, inputs))
 
 
 def _depend_on_values(nodes: Any) -> bool:

@@ -11,9 +11,10 @@ from functools import partial
 from torch import fx, nn
 
 from micronet.graph.graph_module import GraphModule
+from micronet.graph.ops import writes_in_place
 from micronet.graph.plain import with_plain
 from micronet.graph.trace import Graph
-from micronet.graph.training import outline_mode_calls, writes_in_place
+from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import follow_modes, pair_nodes
 from micronet.models.layers import Tap
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from micronet.graph.ops import METADATA_ATTRIBUTES
+
 _LARGEST_PART = 1 << 20  # of a ratio; a float such as 0.1 has larger ones, and is not what it says
 
 
@@ -129,3 +131,26 @@ def _arithmetic(name: str, *, reflected: bool) -> Callable[[Size, Any], Any]:
 for _name in ("add", "sub", "mul", "floordiv", "mod"):
     setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
     setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
+
+
+SIZE_ARITHMETIC = {
+    getattr,
+    scaled_size,
+    math.isqrt,
+    operator.getitem,
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.floordiv,
+    operator.mod,
+}
+
+
+def is_size(node: fx.Node) -> bool:
+    """Return True if a node computes facts of a tensor, such as its shape, an item of that, or arithmetic on such."""
+    if node.target is getattr:
+        return node.args[1] in METADATA_ATTRIBUTES
+    if node.op == "call_method":
+        return node.target in ("size", "numel")
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and node.target in SIZE_ARITHMETIC and bool(inputs) and all(map(is_size, inputs))

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
-from micronet.graph.record import uncompiled_modules
+from micronet.graph.numpy_values import from_numpy
+from micronet.graph.ops import writes_in_place
 from micronet.graph.sources import computed_only_from
-from micronet.graph.training import writes_in_place
+from micronet.graph.uncompiled import uncompiled_modules
 from micronet.models.modes import state_kept
 
 MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
@@ -46,6 +47,7 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return what a graph holds for a value; torch.fx takes dicts that are dataclasses for plain ones."""
+        a = from_numpy(a)
         kind: Any = type(a)
         if issubclass(kind, dict) and hasattr(kind, "__dataclass_fields__"):
             parts = {each.name: self.create_arg(getattr(a, each.name)) for each in fields(kind) if each.init}

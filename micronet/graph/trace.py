@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.agreement import computes_same
 from micronet.graph.attributes import has_sizes
 from micronet.graph.biases import BIAS
 from micronet.graph.computed import Values
@@ -21,7 +22,7 @@ from micronet.graph.graph_module import GraphModule
 from micronet.graph.head_sizes import fix_head_sizes
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.products import make_layers
-from micronet.graph.record import UnbuiltError, computes_same, describe_example, holds, record_network, trains_more
+from micronet.graph.record import UnbuiltError, describe_example, holds, record_network, trains_more
 from micronet.graph.size import scaled_size
 from micronet.graph.sources import computed_only_from
 from micronet.graph.symbolic import keeps_state, mode_keys, symbolic

@@ -16,7 +16,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from micronet.graph.graph_module import GraphModule
-from micronet.graph.recorder import CONSTANT, DROPOUTS, Recorder, is_size
+from micronet.graph.ops import writes_in_place
+from micronet.graph.recorder import CONSTANT, DROPOUTS, Recorder
+from micronet.graph.size import is_size
 from micronet.models.layers import Chosen, EvalOnly, ModeCall, ModeValue, Noise
 
 
@@ -117,7 +119,7 @@ class _Pairing:
                 return _Region(own, other)
         elif type(own) is type(other) and (own == other or own != own):
             return own
-        elif isinstance(own, (bool, int, float)) and type(own) is type(other):
+        elif _are_numbers(own, other):
             return _Number(own, other)
         raise _Different
 
@@ -224,15 +226,10 @@ def outline_mode_calls(model: fx.GraphModule, keys: dict[str, str | int]) -> Non
         node.target, node.op = name, "call_module"
 
 
-def writes_in_place(node: fx.Node) -> bool:
-    """Return True if a call changes a tensor that others may read."""
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    changes = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
-    return changes or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
-
-
-_OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul setitem".split()  # noqa: SIM905
-_IN_PLACE = {*_OPERATORS, *(f"__{name}__" for name in _OPERATORS)}
+def _are_numbers(own: Any, other: Any) -> bool:
+    """Return True for two numbers, also for an integer and a float, as in ``0.1 if self.training else 0``."""
+    kinds = {type(own), type(other)}
+    return kinds == {bool} or kinds <= {int, float}
 
 
 def _guard(recorder: Recorder) -> None:
@@ -263,12 +260,16 @@ def _tensor(root: nn.Module, node: fx.Node) -> Tensor:
     return tensor
 
 
-def _module(root: nn.Module, node: fx.Node) -> nn.Module:
-    return root.get_submodule(str(node.target))
+def _module(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """Return the module that a node calls; None for a plain layer, which the root does not have yet."""
+    try:
+        return root.get_submodule(str(node.target))
+    except AttributeError:
+        return None
 
 
-def _has_parameters(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+def _has_parameters(module: nn.Module | None) -> bool:
+    return module is None or any(True for _ in module.parameters())
 
 
 def _equal(x: Tensor, y: Tensor) -> bool:

@@ -24,6 +24,7 @@ from torch.nn.parameter import is_lazy
 from micronet import registry
 from micronet.core.machine import available_memory
 from micronet.errors import MicronetError, unknown
+from micronet.models.modes import check_modes
 from micronet.models.spec import TORCHVISION as TORCHVISION
 from micronet.models.spec import ModelSpec as ModelSpec
 
@@ -93,6 +94,7 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
     if not isinstance(model, nn.Module):
         raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
     check_sizes_known(model, f"model {spec.name}")
+    check_modes(model)
     return model
 
 
@@ -239,6 +241,8 @@ def _module_of(spec: ModelSpec, file: Path) -> ModuleType:
     module = ModuleType(f"{_USER_MODULE}{title}")
     sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
     same = file.is_file() and _sha256(file.read_text(encoding="utf-8", errors="replace")) == spec.sha256
+    if same:  # otherwise the folder is another one, whose files the text must not find
+        module.__file__ = str(file.resolve())
     exec(compile(spec.source or "", str(file) if same else title, "exec"), module.__dict__)  # for tracebacks
     return module
 

@@ -1,8 +1,9 @@
 """Networks in evaluation mode for a while, and copies of them."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -89,14 +90,70 @@ def random_kept(model: nn.Module) -> Iterator[None]:
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied.
 
-    Tensors that a forward computed and stored, such as the weights of torch's old weight norm or what it caches in a
-    dict, lose their gradients.
+    Functions that modules hold as attributes or hooks refer to the copies of its modules. Tensors that a forward
+    computed and stored, such as the weights of torch's old weight norm or what it caches in a dict, lose their
+    gradients.
     """
     held = (x for module in model.modules() for x in tree_leaves(vars(module)) if isinstance(x, torch.Tensor))
-    computed: dict[int, Any] = {id(x): x.detach().clone() for x in held if not x.is_leaf}
+    memo: dict[int, Any] = {id(x): x.detach().clone() for x in held if not x.is_leaf}
     try:
-        return copy.deepcopy(model, computed)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:  # locks, open files, scripted functions
         raise MicronetError(
             f"the network cannot be copied: {first_line(error)}; remove the attribute that cannot be copied"
         ) from error
+    for module in copied.modules():
+        for holder in (vars(module), *(x for x in vars(module).values() if isinstance(x, dict))):
+            for name, function in [(name, x) for name, x in holder.items() if isinstance(x, FunctionType)]:
+                holder[name] = _rebound(function, memo)
+    return copied
+
+
+def _rebound(function: FunctionType, copies: Mapping[int, Any]) -> FunctionType:
+    """Return a function that a module holds, such as a hook, for the copy: with copies of the modules it refers to."""
+    values = [cell.cell_contents if _is_filled(cell) else None for cell in function.__closure__ or ()]
+    if not any(isinstance(value, nn.Module) and id(value) in copies for value in values):
+        return function
+    cells = [
+        CellType(copies[id(value)]) if isinstance(value, nn.Module) and id(value) in copies else cell
+        for value, cell in zip(values, function.__closure__ or (), strict=True)
+    ]
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
+    made.__kwdefaults__ = function.__kwdefaults__
+    vars(made).update(vars(function))
+    return made
+
+
+def _is_filled(cell: CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+def check_modes(model: nn.Module) -> None:
+    """Raise MicronetError if a network's weights are others in eval mode, as LoRA's, which are merged there.
+
+    Its state would be saved in eval mode, and merged once more when it is loaded.
+    """
+    if all(type(module).train is nn.Module.train for module in model.modules()):
+        return
+    states = []
+    for training in (True, False):
+        try:
+            with random_kept(model):
+                trial = copy_model(model).train(training)
+        except Exception:  # a user's method may raise anything
+            return
+        states.append({name: tensor for name, tensor in trial.state_dict().items() if not tensor.is_meta})
+    changed = [*(states[0].keys() ^ states[1].keys())]
+    changed += [name for name, x in states[0].items() if not changed and not _are_equal(x, states[1][name])]
+    if changed:
+        raise MicronetError(
+            f"the network rewrites {min(changed)} when its mode changes (train() or eval()), as LoRA's layers do "
+            "to merge their weights; merge them permanently, and import the merged network"
+        )
+
+
+def _are_equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())

@@ -112,6 +112,11 @@ class Other(nn.Sequential):
 """
 
 
+def test_a_class_in_place_of_a_network_is_refused(chain):
+    with pytest.raises(MicronetError, match=r"model is the class Conv2d; pass a network, Conv2d\(\.\.\.\)"):
+        load(chain / "float.safetensors", nn.Conv2d)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

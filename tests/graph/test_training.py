@@ -136,6 +136,10 @@ def more_outputs(m, x):
     return (m.body(x), x.mean()) if m.training else m.body(x)
 
 
+def noisy_weight(m, x):
+    return F.conv2d(x, m.body.weight + 0.1 * m.scale.mean() if m.training else m.body.weight)
+
+
 def fails(m, x):
     assert not m.training
     return m.body(x)
@@ -143,7 +147,7 @@ def fails(m, x):
 
 @pytest.mark.parametrize(
     "forward",
-    [python_draws, torch_draws, values, running_value, written_statistics, more_outputs, fails],
+    [python_draws, torch_draws, values, running_value, written_statistics, more_outputs, noisy_weight, fails],
     ids=lambda forward: forward.__name__,
 )
 def test_a_record_that_cannot_follow_training_mode_refuses_to_train(forward):

@@ -83,6 +83,14 @@ def test_a_users_file_runs_only_when_trusted(tmp_path):
     assert build_model(spec, trusted=True)(torch.zeros(1, 3, 2, 2)).shape == (1, 5)
 
 
+def test_a_users_file_knows_its_place(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from os import path\nfrom torch import nn\nclass Net(nn.Module):\n    root = path.dirname(__file__)\n"
+    )
+    assert build_model(make_spec(f"{file}:Net"), trusted=True).root == str(tmp_path)
+
+
 def test_changed_code_is_noticed(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
