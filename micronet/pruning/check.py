@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.graph_module import GraphModule
-from micronet.graph.record import uncompiled_modules
+from micronet.graph.uncompiled import uncompiled_modules
 from micronet.models.device import Example, as_inputs, first_of_large
 from micronet.models.modes import copy_model, random_kept
 from micronet.models.outputs import tensors_in

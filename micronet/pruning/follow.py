@@ -228,12 +228,13 @@ class Follower:
         return moved
 
     def _pool(self, call: NodeCall) -> Any:
-        x, ids = call.tensors[0], self._along(call.tensors[0], 1)
-        results = [leaf for leaf in tree_leaves(call.fixed) if isinstance(leaf, Tensor)]
-        fits = call.batched_rank in (None, x.dim()) and [y.dim() for y in results] == [x.dim()]
-        if ids is None or not fits:
+        x, found = call.tensors[0], [self._along(each, 1) for each in call.tensors]  # a second one: a pool's indices
+        known = [ids for ids in found if ids is not None]
+        ranks = {y.dim() for y in tree_leaves(call.fixed)} | {call.batched_rank or x.dim()}
+        if len(known) < len(found) or ranks != {x.dim()}:
             return self._give_up(call, f"{call.node.name} pools across channels, or its input has no batch axis")
-        return spread(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
+        self.table.merge(known[0], known[-1])
+        return tree_map(lambda y: spread(known[0], 1, (x.shape[0], len(known[0]), *y.shape[2:])), call.fixed)
 
     def _reduce(self, call: NodeCall) -> Any:
         """Follow a reduction or a softmax over some axes."""

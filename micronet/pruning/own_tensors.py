@@ -74,7 +74,7 @@ class OwnTensors:
     def follow(self, own: Tensor, x: Tensor) -> Tensor:
         """Give the elements in ``own`` the channels that they are combined with in x; return the result's ids."""
         rank = max(own.dim(), x.dim())
-        one, other = (y.reshape(*[1] * (rank - y.dim()), *y.shape) for y in (own, x))
+        one, other = (y.reshape((*[1] * (rank - y.dim()), *y.shape)) for y in (own, x))
         if all(one.size(axis) == 1 for axis in range(rank) if varies(other, axis)):
             return x.expand(torch.broadcast_shapes(own.shape, x.shape))  # type: ignore[no-untyped-call]
         one, other = torch.broadcast_tensors(one, other)  # type: ignore[no-untyped-call]

@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
+from micronet.graph.agreement import computes_same
 from micronet.graph.attributes import marked
 from micronet.graph.head_sizes import before_heads
 from micronet.graph.plain import PlainLayer, with_plain
-from micronet.graph.record import computes_same, record_network
+from micronet.graph.record import record_network
 from micronet.graph.symbolic import MADE
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs

@@ -1,11 +1,14 @@
 """``init``: every combination of answers gives a recipe that ``run`` takes; until then, nothing is written."""
 
+import fcntl
 import io
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
+import termios
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -158,13 +161,19 @@ def test_the_end_of_the_input_leaves_nothing(typing, place, typed):
 def test_ctrl_c_at_a_question_leaves_nothing_and_takes_no_torch(tmp_path):
     """In a real terminal, whose Ctrl-C is a signal."""
     mine, its = pty.openpty()
+
+    def own_terminal():
+        os.close(mine)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
+
     code = (
         "import sys; from micronet.cli.app import run; code = run(['init']); "
         "open(2, 'w', closefd=False).write('torch' if 'torch' in sys.modules else 'light'); sys.exit(code)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=its, stdout=its, stderr=its, cwd=tmp_path, start_new_session=True,
-        preexec_fn=lambda: os.close(mine) or __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=own_terminal,
     ) as process:  # fmt: skip
         os.close(its)
         seen = b""

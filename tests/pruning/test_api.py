@@ -134,3 +134,17 @@ def test_numbers_computed_from_channels_may_be_added():
             return x * (x.mean() + x.amax())
 
     assert micronet.prune(Sums(), torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2").model.first.out_channels == 4
+
+
+def test_own_numbers_without_axes_may_be_multiplied():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+            self.size = nn.Parameter(torch.tensor(0.5))
+            self.register_buffer("times", torch.rand(2))
+
+        def forward(self, x):
+            return self.last(self.first(x).relu() * (self.size * self.times[0]))
+
+    assert micronet.prune(Steps(), torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2").model.first.out_channels == 4

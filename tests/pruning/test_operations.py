@@ -58,6 +58,7 @@ CHANNELWISE = {
     "functions": lambda y: torch.sin(y) + torch.log1p(y.exp()) + F.selu(y) % 1 + F.softsign(y) + y // 0.5,
     "several": lambda y, z: torch.addcmul(y, y, z) + torch.lerp(y, z, 0.3) + torch.atan2(y, z),
     "logic": lambda y, z: y * ((y > 0) & (y < 1)) * torch.logical_or(y > z, y != z) + torch.isnan(y),
+    "unpooled": lambda y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2),
     "pooled": lambda y: F.lp_pool2d(y, 2, 2) + F.max_pool2d(y, 2, return_indices=True)[0],
     "spectrum": lambda y: torch.fft.irfft2(torch.fft.rfft2(y) * 2, s=(8, 8)) + torch.fft.fft(y).real,
     "expanded": lambda y, z, g: y * g.expand_as(y) + z * g.expand(-1, y.shape[1], -1, -1),

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet import prune
+from micronet.errors import MicronetError
 from micronet.graph.plain_weights import SIZES, restore_plain_weights, with_plain_weights
 
 
@@ -146,3 +147,38 @@ def test_forwards_that_make_tensors_are_pruned_too():
         restored.load_state_dict(plain.state_dict())
         assert torch.equal(restored(x), net(x))
     assert prune(net, x, percent=0.5).model.conv.out_channels < 8
+
+
+class Causal(nn.Module):
+    """Attention as GPT's, whose forward branches on a size, and whose dropout is a number that depends on the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads, self.longest = 4, 8
+        self.norm, self.qkv, self.out = nn.LayerNorm(32), nn.Linear(32, 96), nn.Linear(32, 5)
+
+    def forward(self, x):
+        n, length, width = x.size()
+        assert length <= self.longest
+        q, k, v = self.qkv(self.norm(x)).split(width, dim=2)
+        q, k, v = (part.view(n, length, self.heads, width // self.heads).transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if self.training else 0, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(n, length, width))
+
+
+class Tiled(Causal):
+    """The same, with a size that a record fixes."""
+
+    def forward(self, x):
+        return super().forward(x) / round(x.size(1) ** 0.25, 9)
+
+
+def test_heads_in_a_recorded_forward_are_cut():
+    pruned = prune(Causal().eval(), torch.randn(2, 8, 32), percent=0.5).model
+    assert pruned.qkv.out_features == 48
+    assert pruned(torch.randn(3, 5, 32)).shape == (3, 5, 5)
+
+
+def test_heads_in_a_recorded_forward_that_fixes_other_sizes_stay():
+    with pytest.raises(MicronetError, match="qkv: forward"):
+        prune(Tiled().eval(), torch.randn(2, 8, 32), percent=0.5)
