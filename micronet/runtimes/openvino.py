@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from micronet.core.files import NOTE, temporary_folder
-from micronet.core.machine import usable_threads
+from micronet.core.machine import has_vnni, usable_threads
 from micronet.core.packages import load_package
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError
@@ -206,6 +206,7 @@ class Layer:
     quantized: bool  # whether its weights are integers
     nodes: list[str]  # what OpenVINO may call it
     transposed: bool = False
+    saturates: bool = False  # whether sums of its products can exceed 16 bits
 
 
 def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
@@ -218,6 +219,7 @@ def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
             # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
             [str(layer.node.name), f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name)],
             layer.node.op_type == "ConvTranspose",
+            layer.saturates,
         )
         for layer in GraphView(proto).layers
     ]
@@ -231,7 +233,8 @@ def executed_layers(layers: Iterable[Layer], precisions: dict[str, tuple[str, st
         precisions: What ``OpenVinoSession.precisions`` returns.
 
     Returns:
-        As ``onnx.integers.count_layers`` does; None if no layer is quantized.
+        As ``onnx.integers.count_layers`` does, and on processors without VNNI ``saturating``: the layers in integers
+        whose sums can saturate. None if no layer is quantized.
     """
     layers = list(layers)
     if not any(layer.quantized for layer in layers):
@@ -245,7 +248,9 @@ def executed_layers(layers: Iterable[Layer], precisions: dict[str, tuple[str, st
             return FLOAT_TRANSPOSED if layer.transposed else FLOAT_WEIGHTS
         return f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
 
-    return count_layers((layer.kind, layer.name, why_float(layer)) for layer in layers)
+    found = count_layers((layer.kind, layer.name, why_float(layer)) for layer in layers)
+    saturating = [layer.name for layer in layers if layer.saturates and why_float(layer) is None]
+    return found | ({"saturating": saturating} if saturating and not has_vnni() else {})
 
 
 def load_library() -> Any:

@@ -50,6 +50,9 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
                 slower.append(f"{own} is slower than {other}: {times}; {cause}")
         if found is not None:
             first, *rest = describe(found)
+            if "saturating" in found:  # a line of its own
+                slower.append(f"{name}: {first}")
+                first, *rest = rest
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *(f"{name}: {line}" for line in rest)]
         if row is not rows[0] and is_quantized and row.metrics.get("sqnr_db", 0) >= EQUAL_DB:
             others.append(f"{name}: its outputs equal those of {labels[0]} exactly, {CONSTANT}")
