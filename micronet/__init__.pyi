@@ -621,7 +621,8 @@ def export_onnx(
         target: Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point
             0).
         opset: ONNX operator set version, 18 to 23.
-        dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none.
+        dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none. A number is an axis of
+            every input that has it: 1 for the length of (batch, length).
         precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
         low_bit_storage: Store weights of fewer than 8 bits in about as many, unpacked when the file is loaded.
             The outputs and the speed stay the same.

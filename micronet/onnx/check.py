@@ -1,6 +1,7 @@
 """Compare an ONNX model's outputs with those of the torch model that it was exported from."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -12,9 +13,9 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from micronet.artifact.header import StageRecord
-from micronet.errors import FailedError, count
+from micronet.errors import FailedError, count, first_line
 from micronet.evaluation.network import Predictor
-from micronet.models.device import as_arrays, batch_length, call
+from micronet.models.device import Inputs, as_arrays, batch_length, call
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
@@ -208,6 +209,44 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agr
                 "in float is computed differently; nothing was written"
             )
     require_classes(agreement, "the exported model")
+
+
+@torch.no_grad()
+def require_other_sizes(model: nn.Module, proto: onnx.ModelProto, inputs: Inputs) -> None:
+    """Raise FailedError if a file with free sizes does not compute for others what torch computes.
+
+    Tried are half and twice the sizes, unless the network refuses them, or gives NaN or infinity for them.
+    """
+    session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
+    rounds = any(True for _ in each_quantizer(model))
+    limit = LARGEST_ROUNDED_ERROR if rounds else LARGEST_FLOAT_ERROR[TensorProto.FLOAT16]
+    shapes = [entry.type.tensor_type.shape.dim for entry in proto.graph.input]
+    axes = [[axis for axis, dim in enumerate(shape) if axis and dim.dim_param] for shape in shapes]
+    for ratio in (0.5, 2.0):
+        given = Inputs(_resized(x[:2], own, ratio) for x, own in zip(inputs, axes, strict=True))
+        try:
+            with eval_mode(model):
+                check_outputs(tensors_in(model(*given)), "the network")
+        except Exception:  # a user's forward may raise anything
+            continue
+        try:
+            error = compare_tensors(model, lambda arrays: run(session, arrays), [given]).error
+            reason = f"differs by {error:.2%} from torch"
+        except Exception as failure:  # whatever the runtime raises, or outputs of another shape
+            error, reason = math.inf, f"fails ({first_line(failure)})"
+        if not error <= limit:
+            sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in given)
+            raise FailedError(
+                f"the exported model {reason} for inputs of {sizes}, so a size may be fixed in it; nothing was "
+                "written; pass --dynamic batch"
+            )
+
+
+def _resized(x: Tensor, axes: Collection[int], ratio: float) -> Tensor:
+    """Return a tensor that is longer or shorter along some axes, with its values repeated."""
+    for axis in axes:
+        x = x.index_select(axis, torch.arange(max(1, int(x.size(axis) * ratio))) % x.size(axis))
+    return x
 
 
 def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:

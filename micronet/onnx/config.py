@@ -11,6 +11,7 @@ from micronet.quantization.config import INTEGER_BITS, QuantConfig
 OLDEST_OPSET, NEWEST_OPSET = 18, 23  # the oldest that torch's exporter writes, the newest that ONNX Runtime 1.23 reads
 INT4_OPSET = 21
 AXES = {"batch": 0, "height": 2, "width": 3}
+MOST_AXES = 8  # of an input
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class ExportConfig(Settings):
     )
     opset: int = setting(21, "ONNX operator set version, 18 to 23.", low=OLDEST_OPSET, high=NEWEST_OPSET, basic=True)
     dynamic: str = setting(
-        "batch", "Dynamic axes: a comma-separated list of batch, height and width, or none.", basic=True
+        "batch",
+        "Dynamic axes: a comma-separated list of batch, height and width, or none. A number is an axis of every input "
+        "that has it: 1 for the length of (batch, length).",
+        basic=True,
     )
     precision: Literal["fp32", "fp16"] = setting(
         "fp32", "Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.", basic=True
@@ -47,9 +51,9 @@ class ExportConfig(Settings):
         for name in self.free_axes:
             if name == "none":
                 raise MicronetError("--dynamic none cannot be combined with axis names; drop one or the other")
-            if name not in AXES:
-                raise unknown("axis for --dynamic:", name, [*AXES, "none"])
-        if len(set(self.free_axes)) < len(self.free_axes):
+            if name not in AXES and not (name.isdecimal() and 0 < int(name) < MOST_AXES):
+                raise unknown("axis for --dynamic:", name, [*AXES, "1", "2", "3", "none"])
+        if len(self.axes) < len(self.free_axes):
             raise MicronetError(f"--dynamic {self.dynamic} lists an axis twice; list each axis once")
         if self.low_bit_storage and self.int4_storage:
             raise MicronetError("--low-bit-storage and --int4-storage cannot be combined; drop --int4-storage")
@@ -67,6 +71,12 @@ class ExportConfig(Settings):
     def free_axes(self) -> list[str]:
         """The names of the dynamic axes."""
         return [] if self.dynamic == "none" else [part.strip() for part in self.dynamic.split(",")]
+
+    @property
+    def axes(self) -> dict[int, str]:
+        """The dynamic axes and their names in the file."""
+        named = {AXES[name]: name for name in self.free_axes if name in AXES}
+        return {int(name): f"axis{name}" for name in self.free_axes if name not in AXES} | named
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _nodes(error: BaseException) -> Iterator[fx.Node]:
     """Yield the nodes that the exporter was translating: its errors name them in a text of many lines."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        yield from (value for value in frame.f_locals.values() if isinstance(value, fx.Node))
+        found = (value for value in frame.f_locals.values() if isinstance(value, fx.Node))
+        yield from (node for node in found if node.op.startswith("call"))
 
 
 def _place(node: fx.Node, model: nn.Module) -> str:

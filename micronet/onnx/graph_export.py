@@ -2,9 +2,10 @@
 
 import io
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -20,12 +21,15 @@ from micronet.models.outputs import output_names
 from micronet.onnx import operators
 from micronet.onnx.attention import UnusualAttention, attention_translation
 from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.cumulative import cumprod_translation
 from micronet.onnx.failures import describe_failure
 from micronet.onnx.lengths import lengths_stay_free
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
 IMAGE_RANK = 4
+# What torch.export says of a size that a forward fixes.
+_STATIC = re.compile(r"inferred a static shape of \d+ for dimension inputs\[(\d+)\]\.shape\[(\d+)\]")
 EXPORTER = "[torch.onnx]"  # begins the lines that the exporter prints
 PHASES = {  # how such a line goes on -> the phase that begins, most of an export's time
     "Obtain": "recording the network", "Run decompositions": "decomposing operators",
@@ -69,10 +73,12 @@ def export_graph(
     Raises:
         MicronetError: The network does not accept the inputs, or torch cannot export it.
     """
-    axes = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
+    axes = config.axes
     batch = images if isinstance(images, Inputs) else Inputs([images])
-    example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
-    _check_axes(axes, batch, config)
+    example = tuple(
+        x[: 2 if 0 in axes else 1].contiguous() for x in batch
+    )  # torch would fix the size of an axis of size 1
+    _check_axes(batch, config)
     try:  # the exporter's own message would hide the reason
         with torch.no_grad(), UnusualAttention() as attention:
             returned = model(*example)
@@ -85,44 +91,63 @@ def export_graph(
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
     translations = operators.translations(config.opset) | recurrent_translations(model, config.opset)
+    translations |= cumprod_translation(config.opset)
     if attention.found:
         translations |= attention_translation(config.opset)
-    try:
-        with closing(_Phases(progress or Silent())) as phases, redirect_stdout(phases):
-            program = _run_exporter(model, example, axes, inputs, config.opset, translations)
-    except Exception as error:  # the exporter wraps the error that names the reason in one of several types
-        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
-        cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
-        raise MicronetError(
-            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model, cure)}"
-        ) from error
+    fixed: set[tuple[int, int]] = set()  # inputs and axes
+    program = None
+    while program is None:
+        try:
+            with closing(_Phases(progress or Silent())) as phases, redirect_stdout(phases):
+                program = _run_exporter(model, example, axes, fixed, inputs, config.opset, translations)
+        except Exception as error:  # the exporter wraps the error that names the reason in one of several types
+            static = {(int(index), int(axis)) for index, axis in _STATIC.findall(str(error))} - fixed
+            if not static:
+                hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
+                cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
+                raise MicronetError(
+                    f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model, cure)}"
+                ) from error
+            fixed |= static
+            for axis, name in axes.items():
+                if all((index, axis) in fixed for index, x in enumerate(example) if axis < x.dim()):
+                    raise MicronetError(_describe_fixed(name)) from error
     _name_values(program.model.graph, inputs, outputs)
-    _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
+    for owner, name, size in _name_axes(program.model.graph, axes):
+        (progress or Silent()).line(f"warning: {name} of {owner} stays {size}, because the network fixes it")
     exported: ir.Model = program.model
     return exported
 
 
-def _check_axes(axes: dict[int, Any], batch: Inputs, config: ExportConfig) -> None:
+def _check_axes(batch: Inputs, config: ExportConfig) -> None:
     """Raise MicronetError if an axis that is to stay free is not one of the inputs'."""
-    if len(batch) > 1 and axes.keys() - {0}:
-        raise MicronetError(
-            f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch, or none"
-        )
-    if axes.keys() - {0} and batch[0].dim() != IMAGE_RANK:
-        sizes = ", ".join(map(str, batch[0].shape[1:]))
+    ranks = [x.dim() for x in batch]
+    sides = {"height", "width"}.intersection(config.free_axes)
+    if sides and ranks != [IMAGE_RANK]:
+        found = " and ".join(", ".join(["batch", *map(str, x.shape[1:])]) for x in batch)
         raise MicronetError(
             f"--dynamic {config.dynamic}: only images (batch, channels, height, width) have a height and a width, but "
-            f"the axes of this network's input are batch{sizes and ', '}{sizes}; use --dynamic batch, or none"
+            f"the axes of this network's inputs are {found}; name an axis by its number, as in --dynamic batch,1"
+        )
+    if (last := max(config.axes, default=0)) >= max(ranks):
+        raise MicronetError(
+            f"--dynamic {config.dynamic}: no input has an axis {last}; the last one is {max(ranks) - 1}, and 0 is batch"
         )
 
 
 def _run_exporter(
-    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int,
-    translations: dict[Any, Any],
+    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, str], fixed: Collection[tuple[int, int]],
+    inputs: list[str], opset: int, translations: dict[Any, Any],
 ) -> Any:  # fmt: skip
     """Return torch's program for a network; raises whatever the exporter raises."""
     with _silent(), shapes_alone(model), lengths_stay_free(model), torch.no_grad():
-        shapes: Any = tuple(axes for _ in example)
+        free = {
+            axis: torch.export.Dim(name) if name in AXES else torch.export.Dim.DYNAMIC for axis, name in axes.items()
+        }
+        shapes: Any = tuple(
+            {axis: dim for axis, dim in free.items() if axis < x.dim() and (index, axis) not in fixed}
+            for index, x in enumerate(example)
+        )
         source: Any = model
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
             source = torch.export.export(model, example, dynamic_shapes=shapes)
@@ -159,19 +184,41 @@ def _name_values(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None
         taken.add(free)
 
 
-def _name_axes(graph: ir.Graph, axes: dict[int, str]) -> None:
-    """Give the dynamic axes of a graph's inputs, and equal ones of its outputs, these names."""
-    first = graph.inputs[0].shape
-    if first is not None and (fixed := [name for axis, name in axes.items() if isinstance(first[axis], int)]):
-        raise MicronetError(
-            f"forward() fixes the size of the axis {' and '.join(fixed)} as it was for the example, for instance by a "
-            "Python loop over the samples or int(x.shape[0]); write it with tensor operations and x.shape[0], or pass "
-            "--dynamic none, a file for one sample at a time"
-        )
-    names = {str(first[axis]): name for axis, name in axes.items()} if first is not None else {}
+def _name_axes(graph: ir.Graph, axes: dict[int, str]) -> list[tuple[str, str, int]]:
+    """Give the dynamic axes of a graph's inputs, and equal ones of its outputs, these names.
+
+    Axes of the same number that may differ between inputs get the name of the input, too. Returns the inputs, axes and
+    sizes that the network fixes although they are free in other inputs.
+    """
+    names: dict[str, str] = {}
+    fixed: list[tuple[str, str, int]] = []
+    for axis, name in axes.items():
+        shapes = [(value.name, value.shape) for value in graph.inputs if value.shape is not None]
+        sizes = [(owner, shape[axis]) for owner, shape in shapes if axis < len(shape)]
+        free = [(owner, str(size)) for owner, size in sizes if not isinstance(size, int)]
+        if not free or (name in AXES and isinstance(sizes[0][1], int)):  # a number may be free in some inputs only
+            raise MicronetError(_describe_fixed(name))
+        fixed += [(str(owner), name, size) for owner, size in sizes if isinstance(size, int)]
+        for owner, size in free:
+            names.setdefault(size, f"{owner}_{name}" if name in names.values() else name)
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([names.get(str(size), size) for size in value.shape])
+    return fixed
+
+
+def _describe_fixed(name: str) -> str:
+    """Say that a network fixes the size of an axis."""
+    cure = "--dynamic none, a file for one sample at a time" if name == "batch" else "--dynamic batch"
+    reason = (
+        "a Python loop over the samples or int(x.shape[0])"
+        if name == "batch"
+        else ("a loop over it, int(x.shape[...]), or weights of that size")
+    )
+    return (
+        f"the network fixes the size of the axis {name} as it was for the example, for instance by {reason}; write it "
+        f"with tensor operations and x.shape, or pass {cure}"
+    )
 
 
 @contextmanager

@@ -256,10 +256,7 @@ def quantize_onnx(
 def _nothing(plan: Plan) -> str:
     """Return why nothing could be quantized."""
     if not plan.floats:
-        return (
-            "the model has no convolution or matrix product with stored weights outside the branches of If and Loop; "
-            "export it without If and Loop"
-        )
+        return "the model has no convolution or matrix product with stored weights; leave it in float"
     if set(plan.floats.values()) == {NO_RANGE}:
         return (
             "none of the ranges match a tensor in this model; they belong to another network, or to another export "

@@ -22,6 +22,7 @@ class Placement:
     attention: list[str] = field(default_factory=list)  # attentions of torch, which are first split into layers
     plain: bool = False  # whether layers that are not torch's modules are then made so (see ``graph.plain``)
     recorded: list[dict[str, Any]] | None = None  # inputs to record the forward on, if torch.fx cannot trace it
+    fixed_sizes: bool = False  # whether the record is wrong for inputs of other sizes, which the network took before
     taps: list[str] = field(default_factory=list)  # nodes followed by a new ``Tap``, which holds an output quantizer
     splits: list[Branch] = field(default_factory=list)  # branches to some readers of a node, each with a ``Tap``
     dropped: list[str] = field(default_factory=list)  # ReLUs that a sign replaces

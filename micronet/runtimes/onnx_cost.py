@@ -7,6 +7,8 @@ from typing import Any
 import onnx
 
 from micronet.onnx.ops import CONVOLUTIONS, DEFORMABLE, DEQUANTIZE, INTEGER_LAYERS, PRODUCTS, RECURRENT, WEIGHTED_OPS
+from micronet.onnx.sharing import SMALLEST_BYTES
+from micronet.onnx.stored import content_key
 
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
 NOTHING = slice(0)
@@ -25,14 +27,25 @@ UNCOUNTED = INTEGER_LAYERS | {"Attention", "MultiHeadAttention", "GroupQueryAtte
 
 
 def stored_parameters(graph: Any) -> int:
-    """Count the parameters of layers that a graph holds, one by one; statistics, scales and indices are none."""
+    """Count the parameters of layers that a graph holds, one by one; statistics, scales and indices are none.
+
+    Equal integers are those of one layer that is called several times: a graph that was read has a copy for each call.
+    """
     constants = _constants(graph)
-    found: dict[str, onnx.TensorProto] = {}
+    found: dict[Any, onnx.TensorProto] = {}
     for node in graph.node:
         for name in node.input[PARAMETERS.get(node.op_type, NOTHING)]:
-            found |= {tensor.name: tensor for tensor in constants.get(name, [])}
+            found |= {_identity(tensor): tensor for tensor in constants.get(name, [])}
     sizes = [math.prod(t.dims) for t in found.values() if t.dims and t.data_type != onnx.TensorProto.INT64]
     return sum(sizes)
+
+
+def _identity(tensor: onnx.TensorProto) -> Any:
+    """Return what tells a stored tensor from others: its content, if it is surely a weight's own, or its name."""
+    weight = tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    if not weight or tensor.ByteSize() < SMALLEST_BYTES:
+        return tensor.name
+    return tensor.data_type, content_key(onnx.numpy_helper.to_array(tensor))
 
 
 def for_one_sample(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:

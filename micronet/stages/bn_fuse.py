@@ -38,10 +38,12 @@ class BnFuse(ReadSettings, Stage):
         """Fold every batch norm into the layer before it."""
         from micronet.quantization.fold import fold_model
         from micronet.stages.inputs import example_input
+        from micronet.stages.quantize_warnings import warn_fixed_sizes
 
         artifact, given = context.artifact, context.memory.example
         example = example_input(artifact) if given is None else given
         model, record = fold_model(artifact.model, artifact.history, example)
+        warn_fixed_sizes(artifact.model, record, example, context.progress)
         folded = len(record.result["pairs"]) + len(record.result["taken"])
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
         about = {name: record.result.get(name, empty) for name, empty in (("left", {}), ("rounded", 0))}

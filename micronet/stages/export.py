@@ -63,17 +63,24 @@ class ExportOnnx(CheckedSettings, Stage):
         from torch import nn
 
         from micronet.models.device import Inputs, as_arrays, head
-        from micronet.onnx.check import compare_outputs, drift, require_agreement
+        from micronet.onnx.check import compare_outputs, drift, require_agreement, require_other_sizes
         from micronet.onnx.integer_words import describe
         from micronet.onnx.integers import count_integer_layers
         from micronet.onnx.sharing import share_weights
         from micronet.onnx.speed import measure_size, measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
+        from micronet.stages.quantize_warnings import FIXED_SIZES
         from micronet.tasks.task import CLASSIFICATION
 
         artifact, given = checked_inputs(self, context)
         first = given[0]
+        fixing = [record.stage for record in artifact.history if record.result.get(FIXED_SIZES)]
+        if fixing and self.export.axes.keys() - {0}:
+            raise MicronetError(
+                f"{fixing[0]} fixed the sizes of this network's inputs, because forward() loops over them, or computes "
+                "with them in a way that cannot be traced; pass --dynamic batch"
+            )
         if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
             context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
         (progress := context.progress).step("exporting", 0, 1)
@@ -84,6 +91,8 @@ class ExportOnnx(CheckedSettings, Stage):
             progress.step("comparing the file with torch", 0, 1)
             found = compare_outputs(artifact.model, proto, given, classes=classes)
             require_agreement(artifact.model, proto, first, found)
+            if self.export.axes.keys() - {0} and not self.export.embed_preprocessing:
+                require_other_sizes(artifact.model, proto, Inputs([first]) if images else first)
             return found
 
         with explaining_noise(artifact.model, first):

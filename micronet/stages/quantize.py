@@ -210,7 +210,7 @@ class Quantize(TrainingSettings, Stage):
         from micronet.stages.float_network import float_artifact
         from micronet.stages.quantize_network import Quantizing
         from micronet.stages.quantize_plan import plan
-        from micronet.stages.quantize_warnings import warn_constant, warn_poor, warn_untraced
+        from micronet.stages.quantize_warnings import warn_constant, warn_fixed_sizes, warn_poor, warn_untraced
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))
@@ -233,6 +233,8 @@ class Quantize(TrainingSettings, Stage):
             warn_constant(work.calibration_inputs, context.progress)
         untraced = not qaft and warn_untraced(artifact.model.to(run.device), work.example, context.progress)
         done = work.qaft() if qaft else work.run_quantization()
+        if not untraced:
+            warn_fixed_sizes(artifact.model, done.history[-1], work.example, context.progress)
         warn_poor(done.metrics, self.calibration.mode, context.progress)
         about = {"noun": noun_of(done), "tested_on": getattr(work.dataset, "tested_on", ""), "untraced": untraced}
         return Outcome(done, {**done.metrics, **about, "left_float": done.history[-1].result.get("left_float", {})})

@@ -1,20 +1,26 @@
-"""What ``quantize`` warns of: an untraced network, constant inputs, and outputs far from the float network's."""
+"""What ``quantize`` warns of: an untraced network, fixed sizes, constant inputs, and outputs far from float's."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from micronet.artifact.header import StageRecord
 from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
+from micronet.graph.agreement import follows_sizes
 from micronet.graph.record import describe_example, record_network
-from micronet.graph.trace import trace_modes
+from micronet.graph.trace import plain_network, trace_modes
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
+from micronet.stages.words import describe_inputs
 
 CONSTANT = "as constants such as zeros do, so that SQNR says nothing, unless they are class numbers"
+FIXED_SIZES = (
+    "fixed_sizes"  # in a record's result, of a stage after which no other sizes of inputs are computed rightly
+)
 POOR_DB = 10  # an SQNR below it means errors of a third of the outputs' size or more
 
 
@@ -33,6 +39,28 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
         )
         return True
     return False
+
+
+def warn_fixed_sizes(model: nn.Module, record: StageRecord, example: Example | None, progress: Progress) -> None:
+    """Say and record if a stage fixed sizes that its network's forward computes with, as a loop over time steps does.
+
+    Args:
+        model: The network before the stage.
+        record: The stage.
+        example: An input.
+        progress: Where to say it.
+    """
+    recorded = record.result.get("recorded")
+    if not recorded or example is None:
+        return
+    inputs = as_inputs(model, example)
+    if not follows_sizes(model, plain_network(copy_model(model), recorded), inputs):
+        record.result[FIXED_SIZES] = True
+        sizes = describe_inputs([{**each, "shape": each["shape"][1:]} for each in describe_example(inputs)])
+        progress.line(
+            f"warning: the sizes of the inputs are fixed from now on ({sizes}), because forward() loops over them, or "
+            "computes with them in a way that cannot be traced; for others, the results are wrong"
+        )
 
 
 def warn_constant(batches: Iterable[Any], progress: Progress) -> None:

@@ -83,6 +83,17 @@ def test_quantize_says_first_that_a_network_cannot_be_traced_and_names_no_next_c
     assert "warning: the outputs are far from the float network's (SQNR" in " ".join(rough.err.split())
 
 
+def test_a_loop_over_time_steps_fixes_their_number_and_that_is_said(tmp_path, micronet):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 4, 6)).astype(np.float32))
+    model, path = ["--model", "tests/tasks/networks.py:Steps"], tmp_path / "a.safetensors"
+    micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
+    done = micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "b.safetensors")
+    assert "warning: the sizes of the inputs are fixed from now on (float32 4x6)" in " ".join(done.err.split())
+    options = [*model, "--dynamic", "batch,1", "-o", tmp_path / "b.onnx"]
+    refused = micronet("export-onnx", tmp_path / "b.safetensors", *options)
+    assert refused.code == 2 and "quantize fixed the sizes of this network's inputs" in refused.err
+
+
 def test_outputs_that_nothing_changes_are_said(tmp_path, micronet):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
     model, path = ["--model", "tests/tasks/networks.py:Untrained"], tmp_path / "a.safetensors"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from micronet.errors import MicronetError
 from micronet.onnx.feeds import ImageInput, Input, image_size, inputs_of, is_channels_last
-from micronet.stages.onnx_files import raw_feeds
+from micronet.stages.onnx_files import compare_files, raw_feeds
 from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
@@ -175,3 +175,14 @@ def test_an_input_without_a_type_is_refused():
     proto.graph.input[0].type.tensor_type.ClearField("elem_type")
     with pytest.raises(MicronetError, match=r"input \w+ is not a tensor of a known type"):
         inputs_of(proto)
+
+
+def test_inputs_that_a_file_cannot_run_on_are_named():
+    f32 = onnx.TensorProto.FLOAT
+    values = [onnx.helper.make_tensor_value_info(name, f32, ["batch", "length"]) for name in ("x", "y", "sum")]
+    node = onnx.helper.make_node("Add", ["x", "y"], ["sum"])
+    graph = onnx.helper.make_graph([node], "g", values[:2], values[2:])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    feed = {"x": np.ones((2, 5), F32), "y": np.ones((2, 4), F32)}
+    with pytest.raises(MicronetError, match=r"cannot run the model on these inputs \(x 2x5, y 2x4\)"):
+        compare_files(proto, proto, [feed])

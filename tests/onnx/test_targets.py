@@ -10,11 +10,12 @@ from onnx.numpy_helper import to_array
 
 import micronet
 from micronet.artifact.artifact import Artifact
+from micronet.core.progress import Silent
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.models.build import ModelSpec
 from micronet.models.device import Inputs
-from micronet.onnx.check import compare_outputs, require_agreement
+from micronet.onnx.check import compare_outputs, require_agreement, require_other_sizes
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.integer_words import describe, slow_cause
@@ -23,9 +24,11 @@ from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.low_bits import to_int4
 from micronet.onnx.optimized import costly_activations
 from micronet.onnx.posttraining import prepare
+from micronet.onnx.reader import read_onnx
 from micronet.onnx.rewrite import embed_preprocessing, to_half
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import metadata, open_session, session_predictor
+from micronet.runtimes.onnx_cost import stored_parameters
+from micronet.runtimes.onnxruntime import EXACT_INT8, metadata, open_session, session_predictor
 from tests.onnx.networks import BLOCKS, IMAGES, LENET, NIN, plain, plain_file, quantized, quantized_file
 
 SPEC = DataSpec("folder", ["a", "b"], 3, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
@@ -78,6 +81,88 @@ def test_free_sides_take_other_sizes():
     for shape in [(1, 3, 32, 32), (3, 3, 48, 40), (2, 3, 64, 64)]:
         images = torch.randn(shape)
         assert compare_outputs(artifact.model, proto, [images]).error < 0.05
+
+
+class Divided(torch.nn.Module):
+    """A convolution divided by a number that depends on the height."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.read = torch.nn.Conv2d(3, 4, 3, padding=1), read
+
+    def forward(self, x):
+        return self.conv(x) / self.read(x)
+
+
+def test_a_file_that_fixes_a_free_side_is_refused():
+    torch.manual_seed(0)
+    fixed, follows = Divided(lambda x: 32), Divided(lambda x: x.shape[2])
+    follows.load_state_dict(fixed.state_dict())
+    proto = to_onnx(Artifact(fixed, ModelSpec(""), []), IMAGES, ExportConfig(dynamic="batch,height"))
+    require_other_sizes(fixed, proto, Inputs([IMAGES]))
+    with pytest.raises(FailedError, match="from torch for inputs of 3x16x32"):
+        require_other_sizes(follows, proto, Inputs([IMAGES]))
+
+
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+class Tokens(torch.nn.Module):
+    """Attends from tokens (N, T) to another sequence (N, S, 8), in steps if asked."""
+
+    def __init__(self, loops=False):
+        super().__init__()
+        self.embed, self.key, self.head, self.loops = (
+            torch.nn.Embedding(9, 8),
+            *map(torch.nn.Linear, (8, 8), (8, 3)),
+            loops,
+        )
+
+    def forward(self, ids, context):
+        x = self.embed(ids)
+        if self.loops:
+            x = torch.stack([x[:, step] for step in range(ids.shape[1])], 1)
+        return self.head((x @ self.key(context).transpose(1, 2)).softmax(-1) @ context)
+
+
+def test_free_lengths_of_several_inputs_take_others():
+    net, context = Tokens().eval(), torch.randn(2, 6, 8)
+    inputs = Inputs([torch.ones(2, 5, dtype=torch.long), context])
+    proto = to_onnx(Artifact(net, ModelSpec(""), []), inputs, ExportConfig(dynamic="batch,1"))
+    shapes = [[dim.dim_param or dim.dim_value for dim in x.type.tensor_type.shape.dim] for x in proto.graph.input]
+    assert shapes == [["batch", "axis1"], ["batch", "context_axis1", 8]]
+    require_other_sizes(net, proto, inputs)
+    said = Lines()
+    looping = to_onnx(
+        Artifact(Tokens(loops=True).eval(), ModelSpec(""), []), inputs, ExportConfig(dynamic="batch,1"), progress=said
+    )
+    assert [dim.dim_value for dim in looping.graph.input[0].type.tensor_type.shape.dim] == [0, 5]
+    assert "warning: axis1 of ids stays 5, because the network fixes it" in said.lines
+
+
+class CallsTwice(torch.nn.Module):
+    """One layer for two sizes of maps, as the head of a detector."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 16, 3)
+
+    def forward(self, x):
+        return self.layer(x), self.layer(x[..., ::2])
+
+
+def test_a_layer_that_is_called_twice_counts_once(tmp_path):
+    quantized = micronet.quantize(CallsTwice(), data=[IMAGES], mode="ptq")
+    onnx.save(to_onnx(quantized, IMAGES), tmp_path / "a.onnx")
+    weights, biases = 3 * 16 * 9, 16
+    assert stored_parameters(read_onnx(tmp_path / "a.onnx").graph) in (weights + biases, weights + 2 * biases)
 
 
 def test_no_free_axis_writes_the_shape_down():
@@ -173,7 +258,9 @@ def test_transposed_convolutions_hold_integers_only_where_a_runtime_computes_in_
     ours, theirs = (open_session(p.SerializeToString(), RuntimeOptions(), "it") for p in (floats, integers))
     feed = {"images": IMAGES.numpy()}
     np.testing.assert_array_equal(ours.run(None, feed)[0], theirs.run(None, feed)[0])
-    usual = onnxruntime.InferenceSession(floats.SerializeToString(), providers=["CPUExecutionProvider"])
+    settings = onnxruntime.SessionOptions()
+    settings.add_session_config_entry(EXACT_INT8, "1")  # without VNNI, sums of products overflow otherwise
+    usual = onnxruntime.InferenceSession(floats.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(ours.run(None, feed)[0], usual.run(None, feed)[0])  # no optimizer rounds the weights
 
 
@@ -259,7 +346,7 @@ def test_a_loop_over_the_batch_is_exported_for_one_sample_at_once_or_refused():
     ("options", "message"),
     [
         ({"embed_preprocessing": True}, "this network takes other inputs"),
-        ({"dynamic": "batch,height"}, "the axes of this network's input are batch, 5, 9"),
+        ({"dynamic": "batch,height"}, "the axes of this network's inputs are batch, 5, 9"),
     ],
 )
 def test_options_for_images_are_refused_for_other_inputs(options, message):

@@ -43,6 +43,20 @@ class LeavesEarly(nn.Module):
         return self.head(x)
 
 
+class Steps(nn.Module):
+    """Loops over time steps, (N, steps, 6)."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), 8)
+        for step in range(x.size(1)):
+            state = self.cell(x[:, step], state)
+        return self.head(state)
+
+
 class Untrained(nn.Module):
     """Ends in a layer of zeros, as residual networks may begin."""
 
