@@ -5,46 +5,57 @@ from dataclasses import replace
 from functools import partial
 
 from micronet.compression.plan import Plan
-from micronet.compression.point import TOLERANCE
+from micronet.compression.point import TOLERANCE, Point
 from micronet.compression.prediction import Prediction, slower_in_integers
 from micronet.compression.search import Walk, spread
 from micronet.compression.words import Alone, Times
 from micronet.compression.workshop import Workshop
 from micronet.errors import count
+from micronet.quantization.config import INTEGER_BITS
 
 EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
 SLOW = {"slow": False, "slow alone": True}  # layers that are slower in integers -> whether between float layers
+UNSATURATED = 7  # bits of weights whose sums do not saturate on processors without VNNI
 FEW = 4  # bits of weights, for files that store them so
 SHARES = (1.0, 0.75, 0.5)  # of what 4 bits can save: candidates of the walk over layers
 STORES_FEW = ("onnxruntime", "packed")
 
 
-def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone: Callable[[], Alone]) -> None:
+def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone: Callable[[], Alone]) -> Point:
     """Make the candidates; float layers are those that are faster so, and if int8 loses too much, the sensitive ones.
+
+    Where sums of 8-bit weights can saturate, weights have 7 bits.
 
     Args:
         workshop: Where they are made; the original is made already.
         prediction: What they cost. It is fitted to all that are made: what is predicted is narrower networks.
         max_drop: The drop that is allowed, 0..1.
         alone: Measures what each layer costs if it alone is quantized.
+
+    Returns:
+        The candidate whose layers are all quantized.
     """
-    int8 = workshop.confirm("int8", Plan(bits=8))
-    workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
+    int8 = workshop.confirm("int8", Plan(bits=INTEGER_BITS))
+    narrow = Plan(bits=UNSATURATED)
+    if _saturates(workshop, int8) and workshop.attempt(f"int8, weights of {UNSATURATED} bits", narrow):
+        int8 = int8 if workshop.points[-1].failed else workshop.points[-1]
+    workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), int8.plan]))
     if prediction.table is not None:
         tried = [tuple[str, ...]()]
         for kind, between_floats in SLOW.items():
             floats = _nameable(workshop.notes.decide(f"{kind} layers", partial(_slow, prediction, between_floats)))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
-                workshop.attempt(_name(len(floats), kind), Plan(bits=8, floats=floats))
+                workshop.attempt(_name(int8, len(floats), kind), replace(int8.plan, floats=floats))
     if not int8.keeps(max_drop) and workshop.has_time("layers in integers alone", 60 * int8.minutes):
         found = alone()
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
-            workshop.attempt(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
+            workshop.attempt(_name(int8, number, "sensitive"), replace(int8.plan, floats=ranked[:number]))
     for point in workshop.points:
         if not point.failed:
             prediction.fit(point.plan, point.value(prediction.quantity))
+    return int8
 
 
 def slow_times(workshop: Workshop, prediction: Prediction, plan: Plan) -> Times:
@@ -105,8 +116,13 @@ def _slow(prediction: Prediction, between_floats: bool) -> list[str]:
     return slower_in_integers(prediction.layers, prediction.table, alone=between_floats)
 
 
-def _name(number: int, kind: str) -> str:
-    return f"int8, {number} {kind} float"
+def _saturates(workshop: Workshop, point: Point) -> bool:
+    """Whether sums of a candidate's products can saturate where it runs."""
+    return not point.failed and "saturating" in (getattr(workshop.open(point.plan), "integer_layers", dict)() or {})
+
+
+def _name(int8: Point, number: int, kind: str) -> str:
+    return f"{int8.name}, {number} {kind} float"
 
 
 def _nameable(layers: Sequence[str]) -> tuple[str, ...]:

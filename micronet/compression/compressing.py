@@ -163,13 +163,12 @@ class Compressing:
             raise MicronetError("the multiply-accumulates of this network cannot be counted; use --target-latency")
         if self.goal.is_met_by(1.0):
             self.progress.line("the original meets the target already")
-        try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
+        int8 = try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
         if SHARES and self.goal.quantity == "size" and self.settings.runtime in STORES_FEW:
             try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
         if not isinstance(self.batches[0], Inputs) or len(self.batches[0]) == 1:
-            try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.plain, self.batches))
-        rounds = self._rounds()
-        self._prune(rounds)
+            try_learned_rounding(workshop, self._base(int8), lambda: rounding_seconds(self.plain, self.batches))
+        self._prune(self._rounds(), int8)
         return self._finish()
 
     def _rounds(self) -> Rounds:
@@ -197,13 +196,16 @@ class Compressing:
             whole, *_ = judge.measure(predictor(model), lambda *_: None)  # type: ignore[arg-type]  # it only runs
         return quality(judge, whole)
 
-    def _base(self) -> Plan:
+    def _base(self, int8: Point) -> Plan:
         """Return the cheapest plan so far that keeps the drop, or would after training: what is then narrowed.
 
         Of those that are as fast within the noise of timing, it is the first and simplest: conversions next to float
-        layers do not vanish with the channels.
+        layers do not vanish with the channels. Sums of 8-bit weights that can saturate, so that ``int8`` has 7 bits,
+        are none to build on.
         """
         made = [point for point in self.workshop.points if not point.failed]
+        if int8.plan.bits != INTEGER_BITS:
+            made = [point for point in made if point.plan.bits != INTEGER_BITS]
         allowed = self.goal.max_drop + (0.0 if self.settings.no_training else RECOVERED)
         within = [point for point in made if point.keeps(allowed)]
         if self.goal.quantity == "macs":  # bits change none
@@ -213,14 +215,14 @@ class Compressing:
             return next(point.plan for point in within if self.goal.value(point) <= limit)
         return min(within, key=lambda point: (self.goal.value(point), point.drop)).plan
 
-    def _prune(self, rounds: Rounds) -> None:
-        """Make the candidates that are narrower."""
+    def _prune(self, rounds: Rounds, int8: Point) -> None:
+        """Make the candidates that are narrower; ``int8``: the one whose layers are all quantized."""
         if not self.groups.widths:
             self.progress.line(f"channels are not cut: {self.groups.why}")
         seconds = 60 * self.workshop.points[-1].minutes
         narrows = bool(self.groups.widths) and self.workshop.has_time("narrower candidates", seconds)
         narrowing = Narrowing(self.workshop, self.prediction, self.groups, self.goal)
-        plans = narrowing.plans(self._base(), self._cuts()) if narrows else []
+        plans = narrowing.plans(self._base(int8), self._cuts()) if narrows else []
         if self.settings.no_training:
             made = [point.plan for point in self.workshop.points]  # rehearsed
             for name, plan in plans:
@@ -229,10 +231,9 @@ class Compressing:
             while (found := narrowing.between()) is not None and self.workshop.attempt(*found):
                 pass
             return
-        int8 = next(point for point in self.workshop.points if point.name == "int8")
         if not int8.failed and int8.drop > self.goal.max_drop / 2:
             plans = [(name, replace(plan, trained_bits=not plan.is_float)) for name, plan in plans]
-            plans = [("int8, QAT", Plan(bits=8, trained_bits=True)), *plans]
+            plans = [(f"{int8.name}, QAT", replace(int8.plan, trained_bits=True)), *plans]
         rounds.run(plans)
         rounds.refine(narrowing.between)
 

@@ -14,6 +14,7 @@ from micronet.errors import count
 UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
 POINTS = (0.65, 0.5, 0.8, 0.38, 0.28)  # of the base's cost: candidates of the walk, extremes last
 FIRST = 2  # candidates of the walk before uniform ones, for budgets that are too short for all
+REHEARSED = 3  # plans of the walk that are made without training first
 BETWEEN, NEAR = 4, 0.95  # plans to try between others, at most, unless these cost nearly the same
 MARGIN = 0.97  # of a target: what a candidate that is to meet it may be predicted to cost
 Named = tuple[str, Plan]
@@ -45,12 +46,11 @@ class Narrowing:
     def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
         """Return narrower plans than ``base``, those to try first in the front: of the walk, and uniform ones.
 
-        The last of the walk is made before, without training: predictions lie between it and ``base``.
+        Some of the walk are made before, without training; see ``_rehearse``.
         """
         self.path = path = self._path(base, cuts)
-        last = path[-1]
-        if self.goal.quantity == "latency" and last != base and self.workshop.attempt(self._name(last), last):
-            self.prediction.compare(last, self.goal.value(self.workshop.points[-1]))
+        if self.goal.quantity == "latency":
+            self._rehearse()
         self.workshop.prediction = self.prediction
         wanted = [] if self.goal.target is None else [self._target / self.prediction(base)]
         plans = self._chosen(path, [*wanted, *POINTS])
@@ -72,13 +72,33 @@ class Narrowing:
         high = min((index for index, keeps in tried.items() if not keeps and index > low), default=None)
         if high is None or self.left == 0:
             return None
-        costs = {index: self.prediction(self.path[index]) for index in range(low, high + 1)}
-        mean = (costs[low] + costs[high]) / 2
-        middle = min(costs, key=lambda index: abs(costs[index] - mean))
-        if middle in (low, high) or costs[high] > NEAR * costs[low]:
+        if (middle := self._middle(low, high)) is None:
             return None
         self.left -= 1
         return self._name(self.path[middle]), self.path[middle]
+
+    def _rehearse(self) -> None:
+        """Make plans of the walk without training, which shows their latency: others are predicted between them.
+
+        First is the last one, then the one in the middle between it and the first, then the one between these two:
+        where the first steps leave widths that a runtime is slow at, the layers' own latencies say little.
+        """
+        place: int | None = len(self.path) - 1
+        for _ in range(REHEARSED):
+            if not place or not self.workshop.attempt(self._name(self.path[place]), self.path[place]):
+                return
+            self.prediction.compare(self.path[place], self.goal.value(self.workshop.points[-1]))
+            place = self._middle(0, place)
+
+    def _middle(self, low: int, high: int) -> int | None:
+        """Return the place on the walk whose cost is halfway between those of two others; None if they are too close.
+
+        ``low``, ``high``: Places on the walk.
+        """
+        costs = {index: self.prediction(self.path[index]) for index in range(low, high + 1)}
+        mean = (costs[low] + costs[high]) / 2
+        middle = min(costs, key=lambda index: abs(costs[index] - mean))
+        return None if middle in (low, high) or costs[high] > NEAR * costs[low] else middle
 
     def _tried(self) -> dict[int, bool]:
         """Return which plans of the walk were made, by their place, and whether one kept the drop, trained or not."""

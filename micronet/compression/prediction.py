@@ -133,7 +133,7 @@ class Prediction:
         if self._form(name, plan) == "float":
             return FLOAT_BYTES
         bits = 8 if name in plan.wide or not isinstance(plan.bits, int) else plan.bits
-        return bits / 8
+        return math.ceil(bits / 4) / 2  # files store halves of a byte
 
     def _form(self, name: str, plan: Plan) -> Form:
         return "float" if plan.is_float or name in plan.floats else "int8"

@@ -18,6 +18,7 @@ from micronet.errors import MicronetError
 from micronet.quantization import adaround
 from micronet.recipe.plan import plan
 from micronet.recipe.reader import read_recipe
+from micronet.runtimes import openvino
 from micronet.stages.stage import Outcome, find
 
 
@@ -297,6 +298,19 @@ def test_of_an_onnx_file_only_the_bits_are_chosen(micronet, file):
     assert found["chosen"] == "int8"
     assert micronet("run", "out/recipe.toml", "-o", "again").code == 0
     assert Path("again/network.onnx").read_bytes() == Path("out/network.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_weights_have_7_bits_where_openvino_would_saturate(micronet, file, vnni, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino, "has_vnni", lambda: vnni)
+    words = ["--runtime", "openvino", "--data", "x.npz", "--skip-timing", "--minimize", "size", "--max-drop", "0"]
+    done = micronet("compress", file, *words, "-o", "out", "--json")
+    assert done.code == 0, done.err
+    bits = {each["name"]: each["plan"].get("bits") for each in done.json["candidates"]}
+    seven = {} if vnni else {"int8, weights of 7 bits": 7, "int8, weights of 7 bits, 1 sensitive float": 7}
+    assert bits == {"float": None, "int8": 8, **(seven or {"int8, 1 sensitive float": 8})}
+    assert not any(each["failed"] for each in done.json["candidates"])
 
 
 def test_sensitive_layers_of_an_onnx_file_stay_float(micronet, file):

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from micronet.compression.bits import slow_times
+from micronet.compression.correction import Correction
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.judge import _of_parts, error_of_drop, quality_of_part
 from micronet.compression.layers import find_layers
-from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
+from micronet.compression.narrowing import BETWEEN, NEAR, REHEARSED, Narrowing
 from micronet.compression.plan import CRITERION, Basis, Plan
 from micronet.compression.point import Point, front, spell_drop
 from micronet.compression.prediction import Prediction
@@ -293,6 +294,50 @@ def test_the_walk_is_bisected_for_the_narrowest_plan_that_keeps_the_drop(limit):
     narrowest = min(point.plan.widths[0] for point in workshop.points if point.keeps(0.01))
     assert narrowest <= max(32 - limit, path[-1].widths[0]) / NEAR
     assert len(workshop.points) <= 2 + BETWEEN
+
+
+class _Corrected:
+    """Predicts the width, corrected; see ``Prediction``."""
+
+    def __init__(self):
+        self.correction = Correction()
+
+    def __call__(self, plan):
+        return self.correction(plan.widths[0])
+
+    def compare(self, plan, measured):
+        self.correction.add(plan.widths[0], measured)
+
+    def prepare(self, plans):
+        pass
+
+
+def test_plans_of_the_walk_are_made_first_where_they_show_most(monkeypatch):
+    """The walk's first step leaves widths that the runtime is slow at: every plan but the original takes longer."""
+    path = [Plan(widths=(64 - index,), bits=8) for index in range(48)]
+    prediction, points = _Corrected(), [Point("", path[0], latency_ms=64.0)]
+    prediction.compare(path[0], 64.0)
+
+    def measured(plan):
+        return plan.widths[0] * (1.0 if plan == path[0] else 1.25 - 0.1 * plan.widths[0] / 64)
+
+    def attempt(name, plan):
+        points.append(Point(name, plan, latency_ms=measured(plan)))
+        return True
+
+    notes = SimpleNamespace(decide=lambda _, find: find())
+    workshop = SimpleNamespace(points=points, attempt=attempt, notes=notes)
+    groups = Groups({0: 64}, {0: 1})
+    narrowing = Narrowing(workshop, prediction, groups, Goal("latency", 0.01))
+    monkeypatch.setattr(narrowing, "_path", lambda *_: path)
+    monkeypatch.setattr("micronet.compression.narrowing.UNIFORM", ())
+    narrowing.plans(path[0], {})
+    widths = [point.plan.widths[0] for point in points[1:]]
+    assert widths[0] == 17
+    assert all(17 < width < 64 for width in widths[1:])
+    assert len(widths) == REHEARSED
+    errors = [abs(prediction(plan) / measured(plan) - 1) for plan in path if plan.widths[0] <= max(widths)]
+    assert max(errors) < 0.02
 
 
 def test_words_say_what_was_given_up_where():
