@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError
@@ -17,7 +17,7 @@ from micronet.graph.numpy_values import from_numpy
 from micronet.graph.ops import writes_in_place
 from micronet.graph.sources import computed_only_from
 from micronet.graph.uncompiled import uncompiled_modules
-from micronet.models.modes import state_kept
+from micronet.models.modes import same_bits, state_kept
 
 MADE = "_tensor_constant"  # what torch.fx names tensors that a forward makes
 _MAKERS = {getattr(torch, name): name for name in ("arange", "empty", "eye", "full", "linspace", "ones", "zeros")}
@@ -124,17 +124,11 @@ def _name_constants(graph: fx.Graph, model: nn.Module, known: dict[str, Any]) ->
         value = vars(model).get(str(node.target))
         if not _is_made(node) or value is None or node.target in known:
             continue
-        same = (name for name, other in constants.items() if _are_same(value, other))
+        same = (name for name, other in constants.items() if same_bits(value, other))
         taken = constants.keys() | model._buffers.keys()
         node.target = next(same, "") or next(name for n in count() if (name := f"{MADE}{n}") not in taken)
         constants[node.target] = value
     return constants
-
-
-def _are_same(x: Tensor, y: Tensor) -> bool:
-    """Return True if two tensors hold the same bits: NaN equals NaN, and -0 differs from 0."""
-    bits = (each.reshape(-1).contiguous().view(torch.uint8) for each in (x, y))
-    return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(*bits)
 
 
 def _is_made(node: fx.Node) -> bool:

@@ -20,6 +20,7 @@ from micronet.graph.ops import writes_in_place
 from micronet.graph.recorder import CONSTANT, DROPOUTS, Recorder
 from micronet.graph.size import is_size
 from micronet.models.layers import Chosen, EvalOnly, ModeCall, ModeValue, Noise
+from micronet.models.modes import same_bits
 
 
 def follow_mode(evaluating: Recorder, training: Recorder | None) -> None:
@@ -128,7 +129,7 @@ class _Pairing:
             return self.pairs[own] is other
         if own.op == other.op == "get_attr":
             mine, its = (_tensor(root, node) for root, node in ((self.before.root, own), (self.after.root, other)))
-            return mine is its or (_is_constant(own) and _is_constant(other) and _equal(mine, its))
+            return mine is its or (_is_constant(own) and _is_constant(other) and same_bits(mine, its))
         if not is_size(own) or not is_size(other) or own.target != other.target:
             return False
         try:
@@ -270,10 +271,6 @@ def _module(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 def _has_parameters(module: nn.Module | None) -> bool:
     return module is None or any(True for _ in module.parameters())
-
-
-def _equal(x: Tensor, y: Tensor) -> bool:
-    return x.dtype == y.dtype and x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
 
 
 def _zip(own: Any, other: Any, leaf: Callable[[Any, Any], Any]) -> Any:

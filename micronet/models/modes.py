@@ -147,7 +147,7 @@ def check_modes(model: nn.Module) -> None:
             return
         states.append({name: tensor for name, tensor in trial.state_dict().items() if not tensor.is_meta})
     changed = [*(states[0].keys() ^ states[1].keys())]
-    changed += [name for name, x in states[0].items() if not changed and not _are_equal(x, states[1][name])]
+    changed += [name for name, x in states[0].items() if not changed and not same_bits(x, states[1][name])]
     if changed:
         raise MicronetError(
             f"the network rewrites {min(changed)} when its mode changes (train() or eval()), as LoRA's layers do "
@@ -155,5 +155,7 @@ def check_modes(model: nn.Module) -> None:
         )
 
 
-def _are_equal(x: torch.Tensor, y: torch.Tensor) -> bool:
-    return x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Return True if two tensors are alike to the bit: NaN equals NaN, and -0 differs from 0."""
+    bits = (each.reshape(-1).contiguous().view(torch.uint8) for each in (x, y))
+    return (x.dtype, x.device, x.shape) == (y.dtype, y.device, y.shape) and torch.equal(*bits)

@@ -14,11 +14,26 @@ PRODUCTS = "integers are faster there only if softmax has 8 bits too, which woul
 
 
 def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
-    """Return lines that say what runs in integers and how fast; if it is slower than float, that is the first line.
+    """Return lines on a network in integers; what is wrong with it, as that it is slower than float, comes first.
 
     ``found``: what ``integers.count_computed`` returns, with what ``speed.measure_speed`` does if that was measured;
     ``saturating``: layers whose sums can saturate on this processor.
     """
+    return [*describe_saturation(found), *describe_integers(found, runtime)]
+
+
+def describe_saturation(found: dict[str, Any]) -> list[str]:
+    """Return a line on the layers whose sums can saturate, if there are any; ``found``: see ``describe``."""
+    if not (saturating := found.get("saturating")):
+        return []
+    return [
+        f"sums in {count(len(saturating), 'layer')} can saturate in OpenVINO on this processor, which has no VNNI; "
+        "the outputs may be far off; quantize with --w-bits 7 --first-last same, or use ONNX Runtime"
+    ]
+
+
+def describe_integers(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
+    """Return lines on what runs in integers, and how fast; ``found``: see ``describe``."""
     lines = [_counts(found, runtime)]
     for reason, layers in by_reason(found["float"]).items():
         lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
@@ -37,12 +52,6 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
     if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
         lines.insert(
             0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"
-        )
-    if saturating := found.get("saturating"):
-        lines.insert(
-            0,
-            f"sums in {count(len(saturating), 'layer')} can saturate in OpenVINO on this processor, which has no VNNI; "
-            "the outputs may be far off; quantize with --w-bits 7 --first-last same, or use ONNX Runtime",
         )
     return lines
 

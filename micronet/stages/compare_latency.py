@@ -8,7 +8,7 @@ from micronet.core.metrics import EQUAL_DB
 from micronet.core.timing import is_slower
 from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row
-from micronet.onnx.integer_words import describe, slow_cause
+from micronet.onnx.integer_words import describe_integers, describe_saturation, slow_cause
 from micronet.packed.file_format import read
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.quantize_warnings import CONSTANT
@@ -49,10 +49,8 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
                 own = name if rival.runtime == row.runtime else f"{row.name} in {row.runtime}"
                 slower.append(f"{own} is slower than {other}: {times}; {cause}")
         if found is not None:
-            first, *rest = describe(found)
-            if "saturating" in found:  # a line of its own
-                slower.append(f"{name}: {first}")
-                first, *rest = rest
+            slower += [f"{name}: {line}" for line in describe_saturation(found)]
+            first, *rest = describe_integers(found)
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *(f"{name}: {line}" for line in rest)]
         if row is not rows[0] and is_quantized and row.metrics.get("sqnr_db", 0) >= EQUAL_DB:
             others.append(f"{name}: its outputs equal those of {labels[0]} exactly, {CONSTANT}")
