@@ -44,7 +44,7 @@ def _after_comma(text: str) -> str:
 
 def accuracy_figures(summary: dict[str, Any]) -> dict[str, str]:
     """Return the accuracy and the loss of a classifier, as text by label."""
-    accuracy = f"{summary['accuracy']:.2%} of {count(summary['images'], 'image')}"
+    accuracy = f"{summary['accuracy']:.2%} of {count(summary['images'], summary['noun'])}"
     return {"accuracy": accuracy, "loss": f"{summary['loss']:.4f}"}
 
 

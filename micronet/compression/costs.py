@@ -140,8 +140,24 @@ def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, lis
     A convolution is the difference between three of them, which read the same input, and one: runtimes reorder the
     values of a convolution alone before and after it, which inside a network they do not. The results are added; in
     integers so are those of the one, since there the sums cost time of their own. Each time is the least of many calls
-    in turns, so that other work on the machine hardly changes their order.
+    in turns, at several moments, so that other work on the machine hardly changes their order. At each moment, the
+    networks are opened anew: the memory of one may be laid out so badly that it takes three times as long.
     """
+    passes = [_times_once(keys, deployment) for _ in range(PASSES)]
+    (call, *least), (_, *more) = (
+        [None if None in times else min(times) for times in zip(*some, strict=True)]
+        for some in zip(*passes, strict=True)
+    )
+    call = call or 0.0
+    net = [
+        None if single is None else single - call if triple is None else (triple - single) / (LAYERS - 1)
+        for single, triple in zip(least, more, strict=True)
+    ]
+    return round(call, 5), [None if each is None else round(max(0.0, each), 5) for each in net]
+
+
+def _times_once(keys: Sequence[Key], deployment: Deployment) -> tuple[list[float | None], list[float | None]]:
+    """Return the milliseconds of nothing and of one of each layer, and of several of each; see ``time_layers``."""
     one = [_opened(*NOTHING, deployment)]
     several: list[Opened] = [None]
     for shape, form in keys:
@@ -149,15 +165,9 @@ def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, lis
         one.append(_opened(shape, form, deployment, terms=LAYERS if differs and form == "int8" else 1))
         several.append(_opened(shape, form, deployment, LAYERS, LAYERS) if differs else None)
     found = [each for each in (*one, *several) if each is not None]
-    passes = [fastest_ms(found, TURN_SECONDS, one_thread=deployment.computes_in_one_thread) for _ in range(PASSES)]
-    times = iter([min(each) for each in zip(*passes, strict=True)])
-    (call, *least), (_, *more) = ([None if each is None else next(times) for each in some] for some in (one, several))
-    call = call or 0.0
-    net = [
-        None if single is None else single - call if triple is None else (triple - single) / (LAYERS - 1)
-        for single, triple in zip(least, more, strict=True)
-    ]
-    return round(call, 5), [None if each is None else round(max(0.0, each), 5) for each in net]
+    times = iter(fastest_ms(found, TURN_SECONDS, one_thread=deployment.computes_in_one_thread))
+    single, triple = ([None if each is None else next(times) for each in some] for some in (one, several))
+    return single, triple
 
 
 def fastest_ms(

@@ -4,6 +4,7 @@ The names of the arrays in an .npz file are those of the arguments of the networ
 that it takes; under other names, their order is that of the arguments.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from micronet.errors import MicronetError, count
 
 TEST_SHARE = 0.25
 LEAST_TO_SPLIT = 8  # fewer samples serve for calibration and for the report alike
-LABELLED = {"x_train", "x_test"}  # the arrays of a data set of labelled images, which data.load opens
+LABELLED = {"y_train", "y_test"}  # arrays of a data set with labels, which labelled_arrays opens
+
+
+def input_arrays(names: Iterable[str]) -> dict[str, str]:
+    """Return the inputs and the arrays of a file that hold them: of a data set with labels, those for training."""
+    names = list(names)
+    if not {*names} >= LABELLED:
+        return {name: name for name in names}
+    suffix = "_train"
+    return {name.removesuffix(suffix): name for name in names if name.endswith(suffix) and name not in LABELLED}
 
 
 def open_inputs(place: Path) -> DataSource | None:
@@ -65,7 +75,7 @@ class ArraySamples:
                 f"{shapes}"
             )
         self.names = list(arrays) if place.suffix == ".npz" else None
-        self._inputs = [_tensor(array, f"{place}: {name}") for name, array in arrays.items()]
+        self._inputs = [as_tensor(array, f"{place}: {name}") for name, array in arrays.items()]
 
     def __len__(self) -> int:
         return len(self._inputs[0])
@@ -85,10 +95,10 @@ class FileSamples:
 
     def __getitem__(self, index: int) -> tuple[Tensor, None]:
         path = self._files[index]
-        return _tensor(read_npy(path), str(path)), None
+        return as_tensor(read_npy(path), str(path)), None
 
 
-def _tensor(array: NDArray[Any], name: str) -> Tensor:
+def as_tensor(array: NDArray[Any], name: str) -> Tensor:
     """Return an array as a tensor: floats as float32, integers and booleans as they are."""
     if array.dtype.kind not in "fiub":
         raise MicronetError(f"{name} has the type {array.dtype}; expected floats, integers or booleans")

@@ -12,7 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +20,7 @@ from micronet.core.files import cache_folder
 from micronet.core.image_size import ImageSize, parse_size
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
+from micronet.data.labelled_arrays import open_arrays
 from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
 from micronet.data.spec import NoDataError, unknown_data
@@ -29,11 +29,6 @@ from micronet.errors import FailedError, MicronetError, count
 from micronet.tasks.task import CLASSIFICATION, Task, load_task
 
 DIGITS_SIZE = 32
-OTHER_INPUTS = (
-    "inputs other than uint8 images need --task FILE.py:TASK, a class that reads them (docs/tasks.md), or, without "
-    "labels, --task agreement"
-)
-MOST_CLASSES = 1_000_000
 
 
 def load_data(
@@ -156,60 +151,6 @@ def digits(image_size: ImageSize | None) -> DataSource:
         return MemorySplit(resize(pixels, image_size or DIGITS_SIZE), torch.from_numpy(stored[f"y_{part}"]).long())
 
     return DataSource(partial(read, "train"), partial(read, "test"), list("0123456789"), augment="crop")
-
-
-def open_arrays(stored: Mapping[str, Any], image_size: ImageSize | None) -> DataSource:
-    """Open arrays.
-
-    Args:
-        stored: ``x_train`` and ``x_test``, uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3;
-            ``y_train`` and ``y_test``, integer labels (N,) from 0; optionally ``classes``, the class names.
-    """
-    if not {"x_train", "y_train", "x_test", "y_test"} <= set(stored):
-        raise MicronetError(
-            f"the data set has the arrays {', '.join(map(str, stored)) or '(none)'}; expected x_train, y_train, x_test "
-            f"and y_test; {OTHER_INPUTS}"
-        )
-    train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
-    if train.image_shape != test.image_shape:
-        raise MicronetError(
-            f"the training images are {'x'.join(map(str, train.image_shape))}, but the test images are "
-            f"{'x'.join(map(str, test.image_shape))} (channels x height x width); store both alike, or resize them "
-            "with --image-size"
-        )
-    labels = int(max(train.labels.max(), test.labels.max())) + 1
-    if labels > MOST_CLASSES:
-        raise MicronetError(
-            f"the data set has label {labels - 1}; labels count the classes from 0, and {MOST_CLASSES:,} is the most "
-            "that is supported"
-        )
-    classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(labels)]
-    if len(classes) < labels:
-        raise MicronetError(
-            f"the data set lists {count(len(classes), 'class')} but has label {labels - 1}; expected labels 0 to "
-            f"{len(classes) - 1}"
-        )
-    return DataSource(lambda: train, lambda: test, classes)
-
-
-def _from_arrays(stored: Mapping[str, Any], part: str, image_size: ImageSize | None) -> MemorySplit:
-    x, y = np.ascontiguousarray(stored[f"x_{part}"]), np.asarray(stored[f"y_{part}"])
-    if x.dtype != np.uint8 or y.dtype.kind not in "iu":
-        raise MicronetError(
-            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels; {OTHER_INPUTS}"
-        )
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
-        x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise MicronetError(f"x_{part} has shape {x.shape}; expected images with 1 or 3 channels; {OTHER_INPUTS}")
-    if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
-        raise MicronetError(
-            f"x_{part} has {count(len(x), 'image')} and y_{part} has shape {y.shape}; expected one label per "
-            "image, 0 or greater"
-        )
-    return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
 
 def _torchvision(name: str, augment: str, image_size: ImageSize | None) -> DataSource:

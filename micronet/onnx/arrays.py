@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.data.arrays import input_arrays
 from micronet.data.npz import Header, read_headers, read_npz
 from micronet.errors import MicronetError
 from micronet.onnx.feeds import Feed, Input, batched
@@ -16,7 +17,8 @@ from micronet.onnx.feeds import Feed, Input, batched
 def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     """Read raw inputs from an ``.npz`` file, in batches of the size that a model takes.
 
-    Arrays belong to inputs by their names or, if none has an input's name, by their order. An array with one more axis
+    Arrays belong to inputs by their names or, if none has an input's name, by their order; of a data set with labels,
+    those for training do. An array with one more axis
     than its input holds one input per run. Otherwise its rows are split into runs, unless they are as many as one run
     takes, which then all get. Rows of an input without a fixed batch size are split as those of another, if they are
     equally many.
@@ -25,8 +27,11 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
         MicronetError: The file is damaged, or its arrays do not fit the inputs or hold NaN or infinity; masks may hold
             -infinity.
     """
-    names = match_arrays(str(path), read_headers(path), inputs)
-    arrays = read_npz(path)
+    headers = read_headers(path)
+    stored = input_arrays(headers)
+    names = match_arrays(str(path), {name: headers[array] for name, array in stored.items()}, inputs)
+    read = read_npz(path)
+    arrays = {name: read[array] for name, array in stored.items()}
     stacked = any(arrays[names[entry.name]].ndim > len(entry.shape) for entry in inputs)
     steps: dict[int, int] = {}  # a number of rows -> how many of them a run gets
     for entry in inputs:

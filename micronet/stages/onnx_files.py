@@ -10,9 +10,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from micronet.data.arrays import LABELLED
+from micronet.data.labelled_arrays import holds_images
 from micronet.data.memory import MemoryData
-from micronet.data.npz import names_in, read_headers
+from micronet.data.npz import read_headers
 from micronet.errors import MicronetError, first_line
 from micronet.models.finite import check_outputs
 from micronet.onnx.arrays import read_arrays
@@ -62,11 +62,11 @@ def open_files(*models: onnx.ModelProto) -> list[Any]:
 
 
 def is_raw(named: str) -> bool:
-    """Return True for inputs in memory or in an .npz file, False for labelled images for training and testing."""
+    """Return True for inputs in memory or in an .npz file, False for images with labels in one."""
     if isinstance(named, MemoryData):
         return True
     path = Path(named)
-    return path.suffix == ".npz" and path.exists() and not names_in(path) >= LABELLED
+    return path.suffix == ".npz" and path.exists() and not holds_images(path)
 
 
 def raw_feeds(named: str, inputs: Sequence[Input]) -> list[Feed]:

@@ -87,7 +87,7 @@ def next_command(command: str, path: Path, stage: "Stage", artifact: "Artifact")
 
 def _shape(data: "Dataset") -> list[str]:
     spec = data.spec
-    if spec.inputs is not None:
-        return [describe_inputs(spec.inputs)]
     classes = [count(len(spec.classes), "class")] if spec.classes else []
+    if spec.inputs is not None:
+        return [*classes, describe_inputs(spec.inputs)]
     return [*classes, count(spec.channels or 0, "channel"), spell_size(spec.image_size or 0)]

@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -190,7 +193,15 @@ def test_arrays_of_every_layout(tmp_path, shape):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_train": np.zeros((40, 8, 8), np.float32)}, "expected uint8 .*; inputs other than .* --task FILE.py:TASK"),
+        ({"y_train": np.zeros(40)}, "y_train is float64; expected integer labels; .* --task FILE.py:TASK"),
+        ({"x_train": np.zeros((40, 8, 8), np.float32)}, None),
+        ({"x_train": np.zeros((40, 5, 8), np.float32)}, "training samples of x are 5x8, but the test samples .* 8x8"),
+        ({"x_train": np.full((40, 8, 8), np.nan)}, "x_train has 2,560 values that are NaN"),
+        ({"x_train": np.zeros((40, 8, 8), complex)}, "x_train has the type complex128"),
+        ({"x_train": np.zeros((40, 5, 8, 9), np.uint8)}, "expected images with 1 or 3 channels, since it is uint8"),
+        ({"x_test": np.zeros((12, 8, 8), np.float32)}, "x_test is float32, but x_train is uint8"),
+        ({"ids_train": np.zeros(39), "ids_test": np.zeros(12)}, "ids_train has shape .39,., but there are 40 labels"),
+        ({"ids_train": np.zeros(40)}, "expected x_train, y_train, x_test and y_test"),
         ({"y_train": np.zeros(39, int)}, "one label"),
         ({"y_train": -np.ones(40, int)}, "one label"),
         ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "are 1x8x8, but the test images are 1x8x9"),
@@ -200,8 +211,35 @@ def test_arrays_of_every_layout(tmp_path, shape):
 )
 def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
     np.savez(tmp_path / "d.npz", **make_arrays(**changes))
-    with pytest.raises(MicronetError, match=message):
+    with pytest.raises(MicronetError, match=message) if message else nullcontext():
         load_data(str(tmp_path / "d.npz")).spec  # noqa: B018
+
+
+def test_arrays_of_any_inputs_with_labels_are_classified(tmp_path, monkeypatch, micronet):
+    """A network of two inputs, neither of them images, is trained, quantized and compared without a task of its own."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    labels = {f"y_{part}": np.arange(n) % 3 for part, n in (("train", 90), ("test", 30))}
+    sounds = {part: random.standard_normal((len(y), 2, 24)) + y[:, None, None] for part, y in labels.items()}
+    ids = {part: random.integers(0, 9, (len(y), 5)) for part, y in labels.items()}
+    inputs = {f"{name}{part[1:]}": x for name, of in (("sound", sounds), ("ids", ids)) for part, x in of.items()}
+    np.savez("d.npz", **inputs, **labels, classes=np.array(["a", "b", "c"]))
+    Path("net.py").write_text(
+        "import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self, classes=3):\n"
+        "        super().__init__()\n"
+        "        self.conv = torch.nn.Conv1d(2, 8, 3)\n        self.words = torch.nn.Embedding(9, 8)\n"
+        "        self.fc = torch.nn.Linear(16, classes)\n\n    def forward(self, ids, sound):\n"
+        "        sound = self.conv(sound).relu().mean(-1)\n"
+        "        return self.fc(torch.cat([sound, self.words(ids).mean(1)], 1))\n"
+    )
+    done = micronet("train", "--model", "net.py:Net", "--data", "d.npz", "--epochs", "20", "-o", "net.safetensors")
+    assert done.code == 0, done.err
+    assert "3 classes" in done.err
+    code = ["--model", "net.py:Net"]
+    done = micronet("quantize", "net.safetensors", *code, "--mode", "ptq", "-o", "int8.safetensors")
+    assert done.code == 0, done.err
+    done = micronet("compare", "net.safetensors", "int8.safetensors", *code, "--json")
+    assert min(row["metrics"]["accuracy"] for row in done.json["rows"]) > 0.9
 
 
 def test_arrays_of_other_names_are_listed_once(tmp_path):
