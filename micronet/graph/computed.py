@@ -3,7 +3,7 @@
 In eval mode they are constants, so a network can store their values as plain weights instead.
 """
 
-from collections.abc import Mapping, MutableMapping, Set
+from collections.abc import Collection, Mapping, Set
 from itertools import chain, count
 from typing import Any
 
@@ -16,7 +16,21 @@ from micronet.graph.products import calls_t
 from micronet.models.modes import eval_mode
 
 IS_COMPUTED = "is computed"  # the mark of a read of a tensor that was computed, in its node's ``meta``
-Values = MutableMapping[str, nn.Parameter]
+
+
+class Values(dict[str, nn.Parameter]):
+    """The values of computed weights, by name.
+
+    Attributes:
+        kept: The names of weights that the forward goes on computing; they are not stored.
+        sources: The names of the tensors that the others are computed from.
+        transposed: The names of those that are stored matrices, which the forward only transposes.
+    """
+
+    def __init__(self, kept: Collection[str] = ()) -> None:
+        """Start empty."""
+        super().__init__()
+        self.kept, self.sources, self.transposed = kept, set[str](), set[str]()
 
 
 def may_compute_weights(model: nn.Module) -> bool:
@@ -36,7 +50,7 @@ def computed_from(call: fx.Node) -> list[str]:
 def computes_more(call: fx.Node) -> bool:
     """Return True if a function's weight or bias is computed from stored tensors, but not only transposed."""
     given = [_computation(arguments_of(call)[name]) for name in ("weight", "bias")] if call.target in CALLS else []
-    return any(node.op != "get_attr" and not calls_t(node) for nodes in given for node in nodes)
+    return not all(map(_only_transposes, given))
 
 
 @torch.no_grad()
@@ -71,7 +85,12 @@ def store_weight(
         with eval_mode(model):
             value = _evaluate(nodes, model)
         name = _name(nodes, value, stored, stored.keys() - values.keys(), taken, transposes=transposes)
+        if name in values.kept:
+            continue
         values.setdefault(name, nn.Parameter(value))
+        values.sources.update(_read(nodes))
+        if _only_transposes(nodes):
+            values.transposed.add(name)
         with call.graph.inserting_before(call):
             read = call.graph.create_node("get_attr", name)
             read.meta[IS_COMPUTED] = True
@@ -96,7 +115,7 @@ def _name(
     transposed keeps its own, and one that is also read as it is gets another.
     """
     sources, way = _read(nodes), _way(nodes)
-    transposed = transposes and all(node.op == "get_attr" or calls_t(node) for node in nodes)
+    transposed = transposes and _only_transposes(nodes)
     alike = [name for name in sources if transposed or (name in stored and stored[name].shape == value.shape)]
     same = (name for name in alike if not (transposes and _is_read_otherwise(name, nodes, transposed=transposed)))
     first = next(same, f"{sources[0]}_computed")
@@ -112,6 +131,10 @@ def _is_read_otherwise(name: str, nodes: list[fx.Node], *, transposed: bool) -> 
     ]
     readers = [user for node in reads for user in node.users]
     return any(user.target in CALLS or (transposed and not calls_t(user)) for user in readers)
+
+
+def _only_transposes(nodes: list[fx.Node]) -> bool:
+    return all(node.op == "get_attr" or calls_t(node) for node in nodes)
 
 
 def _way(nodes: list[fx.Node]) -> str:

@@ -189,7 +189,7 @@ def _layer(
         if not isinstance(modules[owner], nn.Embedding):
             return None
         own = False  # a language model scores words by their embeddings
-    name = owner if own else f"{first.replace('.', '_')}_layer"
+    name = owner if own else made_name(first)
     if "momentum" in given and isinstance(modules[owner], nn.modules.batchnorm._BatchNorm):
         given["momentum"] = modules[owner].momentum  # None averages all batches: the call got this one's share
     recipe = (node.target, places, given)
@@ -205,6 +205,11 @@ def _layer(
             module._buffers["num_batches_tracked"] = counter
             places["num_batches_tracked"] = f"{owner}.num_batches_tracked"
     return name, recipe, PlainLayer(module, places)
+
+
+def made_name(tensor: str) -> str:
+    """Return the name of a layer whose first tensor, its weight if it has one, is no module's own."""
+    return f"{tensor.replace('.', '_')}_layer"
 
 
 def _reads_any(graph: fx.Graph, places: Collection[str]) -> bool:

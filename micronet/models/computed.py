@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,11 @@ from micronet.models.modes import eval_mode
 
 
 @torch.no_grad()
-def make_plain(model: nn.Module) -> list[str]:
+def make_plain(model: nn.Module, kept: Collection[str] = ()) -> list[str]:
     """Turn computed parameters into plain ones with the values of eval mode, in place.
 
     They are what ``torch.nn.utils`` computes by ``weight_norm``, ``spectral_norm``, ``parametrize`` and ``prune``.
+    ``kept``: the names of those that stay computed.
 
     Returns:
         The parameters' names.
@@ -28,8 +29,10 @@ def make_plain(model: nn.Module) -> list[str]:
     with eval_mode(model):
         for name, module in model.named_modules():
             for own, remove in _computed(module):
-                remove()
-                made += [f"{name}.{each}".lstrip(".") for each in own]
+                names = [f"{name}.{each}".lstrip(".") for each in own]
+                if set(names).isdisjoint(kept):
+                    remove()
+                    made += names
     return made
 
 

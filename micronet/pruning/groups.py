@@ -6,11 +6,14 @@ is a number of equal parts, so the width must be a multiple of it.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
+from micronet.errors import MicronetError
+from micronet.models import transformer
 from micronet.models.device import Example
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.group_table import ChannelGroup
@@ -25,6 +28,16 @@ def find_groups(model: nn.Module, example: Example, regular: int = 1, *, attribu
     MicronetError if the network cannot be traced.
     """
     return group_channels(trace_network(model, example, regular, attributes=attributes))
+
+
+def find_groups_and_heads(
+    model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True
+) -> ChannelMap:
+    """Return what ``find_groups`` does, for the network with torch's attentions split into layers if it can be."""
+    if heads := transformer.splittable_attentions(model):
+        with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
+            return find_groups(transformer.with_split_layers(model, heads), example, regular)
+    return find_groups(model, example, regular, attributes=attributes)
 
 
 def group_channels(network: TracedNetwork) -> ChannelMap:

@@ -3,7 +3,6 @@
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,7 @@ from micronet.pruning.criteria import Criterion, Scores
 from micronet.pruning.criteria.bn_scale import WHY_UNSCORED as NO_NORM
 from micronet.pruning.criterion import choose_criterion
 from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
-from micronet.pruning.groups import find_groups, group_channels
+from micronet.pruning.groups import find_groups_and_heads, group_channels
 from micronet.pruning.plan import Planner, PrunePlan
 from micronet.pruning.traced_network import TracedNetwork
 
@@ -121,12 +120,10 @@ class Pruner:
         self.model, self.example, self.progress, self.attributes = model, example, progress or Silent(), attributes
         check_precision(model, "pruning")
         self.progress.step("tracing the network", 0, 1)
-        channels = None if traced is None else group_channels(traced.with_regular(config.regular))
-        heads = [] if channels is not None else transformer.splittable_attentions(model)
-        if heads:
-            with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
-                channels = find_groups(transformer.with_split_layers(model, heads), example, config.regular)
-        self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
+        if traced is not None:
+            self.channels = group_channels(traced.with_regular(config.regular))
+        else:
+            self.channels = find_groups_and_heads(model, example, config.regular, attributes=attributes)
         network = self.channels.network.model
         self.criterion: str = config.criterion
         scores: Scores | None = None

@@ -11,7 +11,7 @@ from micronet.core.files import FOLDER, check_cache_path, check_output_path, che
 from micronet.core.folders import check_output_folder
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, count, listed
-from micronet.stages.stage import Context, Memory, Outcome, Stage, uses
+from micronet.stages.stage import Context, Memory, Outcome, Purpose, Stage, uses
 from micronet.stages.words import next_command
 
 if TYPE_CHECKING:
@@ -104,18 +104,37 @@ def _with_plain_weights(
     if purpose is None or any(record.quantizers for record in source.history):
         return source, {}  # quantized layers keep what they were trained with until they are exported
     from micronet.data.memory import MemoryData
-    from micronet.graph.plain_weights import COMPUTED, with_plain_weights
+    from micronet.graph.plain_weights import with_plain_weights
+    from micronet.pruning.weights import with_weights_to_cut
     from micronet.stages.inputs import example_input
 
     given = data.inputs(source.model, 1)[0] if isinstance(data, MemoryData) else memory.example
-    model, result = with_plain_weights(source.model, example_input(source) if given is None else given, purpose)
+    example = example_input(source) if given is None else given
+    if purpose == "pruning":
+        model, result = with_weights_to_cut(source.model, example)
+    else:
+        model, result = with_plain_weights(source.model, example, purpose)
     if not result:
         return source, {}
+    _report_plain_weights(result, purpose, progress)
+    return replace(source, model=model), result
+
+
+def _report_plain_weights(result: Mapping[str, Any], purpose: Purpose, progress: Progress) -> None:
+    """Say which weights are stored as they were not before, and what that means for a training."""
+    from micronet.graph.plain_weights import COMPUTED, TRANSPOSED
+
     if names := result[COMPUTED]:
         progress.line(
-            f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, _NAMED)}"
+            f"stored {count(len(names), 'computed weight')} as plain, with the same outputs: {listed(names, _NAMED)}"
         )
-    return replace(source, model=model), result
+        if purpose == "pruning":
+            progress.line(
+                "a later training changes them directly, without what computed them, such as a normalization or a mask"
+            )
+    if names := result.get(TRANSPOSED):
+        matrices = "1 matrix" if len(names) == 1 else f"{len(names):,} matrices"
+        progress.line(f"stored {matrices} transposed, as linear layers do: {listed(names, _NAMED)}")
 
 
 def finish(write: Callable[[], None], trained: Path | None) -> None:

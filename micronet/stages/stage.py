@@ -234,10 +234,10 @@ class Stage:
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
         if "computed" in record.result:
-            from micronet.graph.plain_weights import COMPUTED, PRODUCTS, STORED, restore_plain_weights
+            from micronet.graph.plain_weights import KEYS, restore_plain_weights
 
             model = restore_plain_weights(model, record.result)
-            own = {key: each for key, each in record.result.items() if key not in (COMPUTED, PRODUCTS, STORED)}
+            own = {key: each for key, each in record.result.items() if key not in KEYS}
             record = replace(record, result=own)
         if cls.restorer is None:
             return model

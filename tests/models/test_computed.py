@@ -7,6 +7,7 @@ from torch.nn import utils
 from torch.nn.utils import parametrize, prune
 
 import micronet
+from micronet.core.progress import Silent
 
 CODE = """
 import torch
@@ -68,7 +69,7 @@ def test_a_training_leaves_a_computed_linear_layer_float_and_says_what_to_type()
 STANDARDIZED = """
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F, utils
 
 class StdConv(nn.Conv2d):
     def forward(self, x):
@@ -150,6 +151,16 @@ class Tied(nn.Module):
 def tied():
     return nn.Sequential(nn.Conv2d(2, 4, 3), Tied(), nn.Flatten(), nn.Linear(36, 3))
 
+class Cosine(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.centers = StdConv(2, 8, 3), nn.BatchNorm2d(8), nn.Parameter(torch.randn(3, 6))
+        self.fc = utils.parametrizations.weight_norm(nn.Linear(8, 6))
+
+    def forward(self, x):
+        x = self.fc(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return F.linear(F.normalize(x), F.normalize(self.centers))
+
 def filters():
     return nn.Sequential(Filters(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12, 3))
 """
@@ -174,3 +185,31 @@ def test_weights_that_a_forward_computes_are_quantized_as_constants(name, shape,
     again = micronet.load(tmp_path / "int8.safetensors", SCOPE[name]())
     assert torch.equal(again.model(x), int8.model(x))
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+class Lines(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def test_a_pruned_network_stores_only_computed_weights_that_are_cut_and_says_what_training_changes(tmp_path):
+    torch.manual_seed(0)
+    net, x, lines = SCOPE["Cosine"]().eval(), torch.randn(4, 2, 5, 5), Lines()
+    pruned = micronet.prune(net, x, percent=0.5, criterion="l2", progress=lines)
+    assert sorted(dict(pruned.model.named_parameters())) == [
+        "centers", "conv.bias", "conv.weight", "fc.bias", "fc.weight", "norm.bias", "norm.weight"
+    ]  # fmt: skip
+    text = "\n".join(lines.lines)
+    assert "stored 2 computed weights" in text
+    assert "a later training changes them directly" in text
+    (tmp_path / "net.py").write_text(STANDARDIZED)
+    micronet.save(pruned, tmp_path / "pruned.safetensors", build=f"{tmp_path}/net.py:Cosine")
+    again = micronet.load(tmp_path / "pruned.safetensors", SCOPE["Cosine"]()).model.eval()
+    expected = pruned.model.eval()(x).detach()
+    assert torch.equal(again(x), expected)
+    with torch.no_grad():
+        again.centers *= 2  # which are still normalized
+    torch.testing.assert_close(again(x), expected)
