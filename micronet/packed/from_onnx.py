@@ -23,6 +23,7 @@ CONVERTERS: dict[str, Converter] = {**LAYERS, **ELEMENTWISE, **SHAPES}
 DATA_INPUTS = dict.fromkeys(
     ("Resize", "Reshape", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "Expand"), 1
 )  # the others are parameters
+RESHAPES = "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 
 
 def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> Program:
@@ -38,6 +39,9 @@ def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> P
         if node.output[0] in builder.operations or node.output[0] in builder.aliases:
             continue
         try:
+            if _changes_nothing(builder, node):
+                builder.aliases[node.output[0]] = node.input[0]
+                continue
             if node.op_type not in CONVERTERS:
                 raise Unsupported(f"{node.op_type} is not supported")
             if node.op_type == "DequantizeLinear" or not builder.compute(node):  # stored integers stay integers
@@ -75,6 +79,12 @@ def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
             found.append(node)
             needed.update(node.input[: DATA_INPUTS.get(node.op_type)])
     return found[::-1]
+
+
+def _changes_nothing(builder: ProgramBuilder, node: onnx.NodeProto) -> bool:
+    """Return True for a reshape to the shape that its input has already, which is known."""
+    given, made = (builder.shapes.get(name, []) for name in (node.input[0], node.output[0]))
+    return node.op_type in RESHAPES and given == made and 0 not in given and bool(given)
 
 
 def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto], runtime: str) -> str:

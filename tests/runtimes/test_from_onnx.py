@@ -41,7 +41,8 @@ def parse(nodes, last=(-1, 8), out="?, ?, ?"):
     model = onnx.parser.parse_model(f"""
         <ir_version: 10, opset_import: ["" : 20]>
         graph (float[N, 8, 5, 5] x) => (float[N, {out}] out)
-        <int64[5] grouped = {{-1, 2, 4, 5, 5}}, int64[1] channels = {{1}}, float[8, 8, 3, 3] kernel,
+        <int64[5] grouped = {{-1, 2, 4, 5, 5}}, int64[1] channels = {{1}}, int64[2] sides = {{2, 3}},
+         int64[4] same = {{-1, 8, 5, 5}}, float[8, 8, 3, 3] kernel,
          int64[{len(last)}] last = {{{", ".join(map(str, last))}}}>
         {{ {nodes} }}
     """)
@@ -94,6 +95,16 @@ def test_the_line_of_the_users_code_and_the_targets_that_run_it_are_named(monkey
 
 def test_what_only_computes_shapes_is_not_needed():
     assert [each.kind for each in pack_model(parse("unused = Softmax (x) out = Relu (x)")).operations] == ["relu"]
+
+
+@pytest.mark.parametrize("nodes", [
+    "y = Relu (x) out = Reshape (y, same)",
+    "y = Reshape (x, same) out = Relu (y)",
+    "z = ReduceMean <keepdims = 0> (x, sides) y = Flatten (z) out = Relu (y)",
+])  # fmt: skip
+def test_a_reshape_that_changes_nothing_is_left_out(nodes):
+    kinds = [each.kind for each in pack_model(parse(nodes, out="?, ?, ?" if "same" in nodes else "?")).operations]
+    assert kinds in (["relu"], ["mean", "relu"])
 
 
 def test_a_network_that_returns_constants_is_refused():
