@@ -21,7 +21,14 @@ from micronet.onnx.ops import (
 from micronet.onnx.optimized import costly_activations, count_operators
 from micronet.onnx.other_layers import computing_convolutions, kind_of, may_be, other_layers
 from micronet.onnx.stored import MAX_WEIGHT_BYTES, byte_count, stored_tensors, unpack_weights
-from micronet.quantization.config import FUNCTION_CALL, NO_DEFORMABLE, PRODUCT_OF_TWO, RUN_TIME_WEIGHTS, STORED_FACTOR
+from micronet.quantization.config import (
+    FIXED_WEIGHT,
+    FUNCTION_CALL,
+    NO_DEFORMABLE,
+    PRODUCT_OF_TWO,
+    RUN_TIME_WEIGHTS,
+    STORED_FACTOR,
+)
 from micronet.runtimes.onnxruntime import check_size, optimize
 
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
@@ -29,7 +36,7 @@ NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
 # Recorded by names of torch.fx; the file has nodes for them.
-CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR, RUN_TIME_WEIGHTS, NO_DEFORMABLE)
+CALLS = (FUNCTION_CALL, FIXED_WEIGHT, PRODUCT_OF_TWO, STORED_FACTOR, RUN_TIME_WEIGHTS, NO_DEFORMABLE)
 _COMPUTED = "its weight is computed"  # recorded by the name of a call or a module; the file may have a node for it
 
 
@@ -219,7 +226,8 @@ def _why_float(
         return None
     transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
-        own = NO_TRANSPOSED if transposed else FUNCTION_CALL if FUNCTION_CALL in recorded.values() else FLOAT_WEIGHTS
+        calls = (why for why in (FUNCTION_CALL, FIXED_WEIGHT) if why in recorded.values())
+        own = NO_TRANSPOSED if transposed else next(calls, FLOAT_WEIGHTS)
         own = next((why for name, why in computed.items() if not transposed and may_be(layer.node, name)), own)
         return reason_in(recorded, str(layer.node.name)) or own
     if transposed:

@@ -1,9 +1,10 @@
 """Calls with weights that stay in float, since no module holds a quantizer for them: their names and the reasons."""
 
 from collections.abc import Collection
+from operator import attrgetter
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from micronet.graph import ops
 from micronet.graph.computed import computed_from
@@ -11,6 +12,7 @@ from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.trace import Graph
 from micronet.models.attention import weigh
 from micronet.quantization.config import (
+    FIXED_WEIGHT,
     FUNCTION_CALL,
     NO_DEFORMABLE,
     PRODUCT_OF_TWO,
@@ -48,7 +50,8 @@ def _describe(graph: Graph, node: fx.Node, layers: Collection[str]) -> tuple[str
     if ops.WEIGHTED_FUNCTIONS.matches(node):
         weights = arguments_of(node)["weight"] if node.target in CALLS else None
         computed = isinstance(weights, fx.Node) and not _is_stored(graph, weights)
-        return "", RUN_TIME_WEIGHTS if computed else FUNCTION_CALL
+        fixed = isinstance(weights, fx.Node) and _is_fixed(graph, weights)
+        return "", RUN_TIME_WEIGHTS if computed else FIXED_WEIGHT if fixed else FUNCTION_CALL
     return "", STORED_FACTOR if any(_is_stored(graph, each) for each in _factors(node)) else PRODUCT_OF_TWO
 
 
@@ -67,6 +70,11 @@ def _is_stored(graph: Graph, node: fx.Node) -> bool:
     while node not in graph.stored and ops.PART.matches(node) and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node in graph.stored
+
+
+def _is_fixed(graph: Graph, node: fx.Node) -> bool:
+    """Return True for a stored tensor that no training changes."""
+    return node.op == "get_attr" and not isinstance(attrgetter(str(node.target))(graph.model), nn.Parameter)
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -18,6 +18,7 @@ CALIBRATION_BATCH = 64  # images
 CALIBRATION_BATCHES = 4
 EXCLUDED, FIRST_OR_LAST = "excluded", "first or last layer"  # why layers stay in float, in artifacts and ONNX files
 FUNCTION_CALL = "a function call, not a module"
+FIXED_WEIGHT = "its weight is fixed: a buffer or another tensor, not a parameter"
 PRODUCT_OF_TWO = "a product of two activations"
 STORED_FACTOR = "a product with a stored tensor that is no layer's weight, such as relative positions"
 RUN_TIME_WEIGHTS = "its weights are computed at run time"

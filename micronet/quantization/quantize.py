@@ -17,14 +17,14 @@ from micronet.artifact.header import StageRecord
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
 from micronet.graph import ops
-from micronet.graph.trace import trace, trace_both
+from micronet.graph.trace import trace, trace_both, trace_modes
 from micronet.models import transformer
 from micronet.models.cells import is_cell
 from micronet.models.computed import is_computed
 from micronet.models.device import Example
 from micronet.models.inputs import TORCHSCRIPT
 from micronet.models.modes import copy_model
-from micronet.quantization.calls import COMPUTED_WEIGHT
+from micronet.quantization.calls import COMPUTED_WEIGHT, float_calls
 from micronet.quantization.config import FIRST_OR_LAST, NO_DEFORMABLE, QuantConfig
 from micronet.quantization.dry_run import find_idle, find_infinite
 from micronet.quantization.graph_placer import GraphPlacer
@@ -106,6 +106,8 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
     placement.attention = split
     if graph is not None:
         placement.plain, placement.recorded = bool(graph.plain), graph.recorded
+    elif (evaluated := trace_modes(model)) is not None:  # in which calls may be all that the network computes
+        placement.left_float |= float_calls(evaluated, placement.inputs)
     training = set() if graph is None else {str(node.target) for node in graph.training.nodes}
     network = model if graph is None else graph.model
     for name, module in network.named_modules():

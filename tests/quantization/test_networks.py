@@ -12,7 +12,14 @@ from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.calibrate import calibrate, each_quantizer
-from micronet.quantization.config import NO_DEFORMABLE, PRODUCT_OF_TWO, RUN_TIME_WEIGHTS, STORED_FACTOR, QuantConfig
+from micronet.quantization.config import (
+    FIXED_WEIGHT,
+    NO_DEFORMABLE,
+    PRODUCT_OF_TWO,
+    RUN_TIME_WEIGHTS,
+    STORED_FACTOR,
+    QuantConfig,
+)
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
 from micronet.quantization.graph_placer import CONSTANT
@@ -144,6 +151,36 @@ def test_convolutions_without_integers_are_named(traced):
     example = torch.randn(2, 3, 6, 6) if traced else None
     left = quantize_model(Convolutions(), QuantConfig(), example)[1].result["left_float"]
     assert left == {"deep": NO_DEFORMABLE} | ({"conv2d()": RUN_TIME_WEIGHTS} if traced else {})
+
+
+class Fixed(nn.Module):
+    """A blur with a fixed filter, and two convolutions that are merged into an attribute in eval mode."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.first, self.second, self.fc = kind, nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+        self.register_buffer("blur", torch.ones(4, 1, 2, 2) / 4)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if not mode:
+            self.merged = (self.first.weight + self.second.weight).detach()
+        return self
+
+    def forward(self, x):
+        if self.kind == "blur":
+            x = self.first(x) + self.second(x)
+            x = F.conv2d(x, self.blur, groups=x.shape[1])
+        else:
+            x = self.first(x) + self.second(x) if self.training else F.conv2d(x, self.merged)
+        return self.fc(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(("kind", "more"), [("blur", set()), ("merged", {"first", "second"})])
+def test_convolutions_with_fixed_weights_are_named(kind, more):
+    left = quantize_model(Fixed(kind).eval(), QuantConfig(), torch.randn(2, 3, 6, 6))[1].result["left_float"]
+    assert left.pop("conv2d()") == FIXED_WEIGHT
+    assert left.keys() == more
 
 
 class Modes(nn.Module):
