@@ -145,7 +145,7 @@ class Follower:
         ids = channelwise_ids(call, self._network, self.table)
         if ids is None:
             if ops.WEIGHTED_FUNCTIONS.matches(call.node):
-                self.functions[call.node.name] = "forward() computes its weight; only layers that store theirs are cut"
+                self.functions[call.node.name] = call.why_whole
             return self._give_up(call, why)
         self.scalars[call.key] = (call.ids, call.numbers)
         return ids

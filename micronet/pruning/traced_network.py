@@ -198,7 +198,7 @@ class NodeCall:
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
-            return f"{subject} has a weight that forward() computes"
+            return f"{subject} has a weight that {'no layer stores' if self._reads_weight else 'forward() computes'}"
         if self._returns_channels:
             return OUTPUTS
         if self.kind == "reducing":
@@ -206,6 +206,18 @@ class NodeCall:
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
             return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"
+
+    @property
+    def why_whole(self) -> str:
+        """Why a function with a weight is never cut."""
+        what = "no layer stores its weight" if self._reads_weight else "forward() computes its weight"
+        return f"{what}; only layers that store theirs are cut"
+
+    @property
+    def _reads_weight(self) -> bool:
+        """Whether a function's weight is a stored tensor as it is, such as a fixed filter."""
+        weight = self.node.args[1] if len(self.node.args) > 1 else self.node.kwargs.get("weight")
+        return isinstance(weight, fx.Node) and weight.op == "get_attr"
 
     def run(self) -> Any:
         """Run the node on the ids."""

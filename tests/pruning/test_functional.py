@@ -555,6 +555,25 @@ class Routed(nn.Module):
         return y if self.alone else self.last(self.first(y))
 
 
+class Blurred(nn.Module):
+    """A convolution and a fixed filter."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 1)
+        self.register_buffer("blur", torch.ones(8, 1, 2, 2) / 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return F.conv2d(x, self.blur, groups=x.shape[1]).relu().mean((2, 3))
+
+
+def test_a_fixed_filter_is_not_called_computed():
+    why = r"\(conv2d: no layer stores its weight; .* first: conv2d in forward\(\) has a weight that no layer stores"
+    with pytest.raises(MicronetError, match=why):
+        prune_model(Blurred(), PruneConfig(criterion="l2", percent=0.5), IMAGES.float())
+
+
 def test_layers_that_cannot_be_pruned_are_named_beside_others_and_alone():
     config, lines = PruneConfig(criterion="l2", percent=0.5), Lines()
     prune_model(Routed(alone=False), config, IMAGES.float(), progress=lines)
