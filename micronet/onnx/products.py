@@ -1,8 +1,11 @@
 """Write products with stored weights as MatMul(x, W) and Gemm(x, W), the only ones that run in integers.
 
-W x = (x^T W^T)^T, and alike for Gemm; an Einsum that adds up the last axis of x is a MatMul. Of transposes that follow
-each other, perhaps with functions of single values between them, both are dropped.
+W x = (x^T W^T)^T, also for batches of matrices, and alike for Gemm; an Einsum that adds up the last axis of x is a
+MatMul. Of transposes that follow each other, perhaps with functions of single values between them, both are dropped.
 """
+
+from collections.abc import Iterable
+from typing import TypeVar
 
 import onnx_ir as ir
 
@@ -11,7 +14,8 @@ from micronet.onnx.float_nodes import FEWEST_INPUTS, rank
 from micronet.onnx.graph_view import array
 from micronet.onnx.ops import FUSED_BY_GEMM
 
-SWAPPED = [1, 0]
+MATRIX = 2  # axes
+T = TypeVar("T")
 
 
 def rewrite_einsum(graph: ir.Graph, node: ir.Node) -> None:
@@ -37,11 +41,11 @@ def rewrite_einsum(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def rewrite_matmul(graph: ir.Graph, node: ir.Node) -> None:
-    """Write the product of a weight with a vector or a matrix, in place."""
+    """Write the product of a weight with a vector, a matrix or a batch of matrices, in place."""
     weight, data = array(node, 0), node.inputs[1]
-    if weight is None or weight.ndim != 2 or data is None or data.const_value is not None or rank(data) not in (1, 2):
+    if weight is None or weight.ndim != MATRIX or data is None or data.const_value is not None or rank(data) == 0:
         return
-    if rank(data) == len(SWAPPED):
+    if rank(data) >= MATRIX:
         if weight.shape[1] < FEWEST_INPUTS and not _is_transposed(data):
             return  # it would stay in float all the same
         data = _transposed(graph, node, data)
@@ -87,39 +91,48 @@ def _is_transposed(value: ir.Value) -> bool:
 
 
 def _swaps(node: ir.Node) -> bool:
-    return node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) == SWAPPED
+    perm = list(node.attributes.get_ints("perm", ()))
+    return node.op_type == "Transpose" and len(perm) >= MATRIX and perm == _swapped(range(len(perm)))
 
 
 def _transposed(graph: ir.Graph, reader: ir.Node, value: ir.Value) -> ir.Value:
-    """Return a matrix transposed, which a node is to read alone if functions that compute it change."""
+    """Return matrices transposed, which a node is to read alone if functions that compute them change."""
     node = value.producer()
     if node is None or not _is_transposed(value):
-        before = ir.node("Transpose", [value], {"perm": SWAPPED}, name=f"{reader.name}_Transpose")
+        perm = _swapped(range(rank(value) or MATRIX))
+        before = ir.node("Transpose", [value], {"perm": perm}, name=f"{reader.name}_Transpose")
         result = before.outputs[0]
         result.name = free_name(f"{reader.name}_transposed", value_names(graph))
-        result.type, result.shape = value.type, _reversed(value.shape)
+        result.type, result.shape = value.type, _transposed_shape(value.shape)
         graph.insert_before(reader, before)
         return result
     source = node.inputs[0]
     if source is None or _swaps(node):
         return source or value
     node.replace_input_with(0, _transposed(graph, node, source))
-    value.shape = _reversed(value.shape)
+    value.shape = _transposed_shape(value.shape)
     return value
 
 
 def _transpose_output(graph: ir.Graph, node: ir.Node) -> None:
     """Let a Transpose compute what a node did."""
     value = node.outputs[0]
-    after = ir.node("Transpose", [value], {"perm": SWAPPED}, name=f"{node.name}_Transpose_output")
+    perm = _swapped(range(rank(value) or MATRIX))
+    after = ir.node("Transpose", [value], {"perm": perm}, name=f"{node.name}_Transpose_output")
     result = after.outputs[0]
     result.type, result.shape = value.type, value.shape
     value.replace_all_uses_with(result, replace_graph_outputs=True)
     after.replace_input_with(0, value)
     value.name, result.name = free_name(f"{value.name}_transposed", value_names(graph)), value.name
-    value.shape = _reversed(value.shape)
+    value.shape = _transposed_shape(value.shape)
     graph.insert_after(node, after)
 
 
-def _reversed(shape: ir.Shape | None) -> ir.Shape | None:
-    return None if shape is None else ir.Shape(list(shape)[::-1])
+def _transposed_shape(shape: ir.Shape | None) -> ir.Shape | None:
+    return None if shape is None else ir.Shape(_swapped(shape))
+
+
+def _swapped(axes: Iterable[T]) -> list[T]:
+    """Return axes with the last two, those of matrices, swapped."""
+    *batch, rows, columns = axes
+    return [*batch, columns, rows]
