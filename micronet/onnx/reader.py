@@ -11,6 +11,7 @@ from micronet.core.parse import check_regular
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.models.spec import LARGEST_INPUT
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RECURRENT, RESHAPES, WEIGHTED_OPS
+from micronet.onnx.order import sort_nodes
 from micronet.onnx.sizes import TooLargeError, check_computed
 from micronet.onnx.stored import check_tensor, float_values, load_external, node_lists, stored_tensors, unpack_weights
 
@@ -47,7 +48,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             check_tensor(tensor)
         for value in [*proto.graph.input, *proto.graph.output]:
             _check_declared(value)
-        onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
+        moved = [sort_nodes(each) for each in node_lists(proto.graph, *proto.functions)]
+        # Not of proto without need, which is too large if it took weights from a second file.
+        onnx.checker.check_model(proto if any(moved) else path)
         check_computed(proto)
         proto = unpack_weights(proto)
         wrong = next(filter(None, map(_wrong_value, (proto.graph, *proto.functions))), None)
