@@ -12,6 +12,9 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.fx.experimental import _config as sizes_config
 
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, first_line
@@ -103,10 +106,10 @@ def export_graph(
         except Exception as error:  # the exporter wraps the error that names the reason in one of several types
             static = {(int(index), int(axis)) for index, axis in _STATIC.findall(str(error))} - fixed
             if not static:
-                hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
-                cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
+                cure = "--dynamic batch" if len(axes) > 1 else "--dynamic none, a file for one sample at a time"
                 raise MicronetError(
-                    f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model, cure)}"
+                    "torch cannot export this network to ONNX: "
+                    f"{describe_failure(error, model, f'; try {cure}' if axes else '')}"
                 ) from error
             fixed |= static
             for axis, name in axes.items():
@@ -150,7 +153,7 @@ def _run_exporter(
         )
         source: Any = model
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
-            source = torch.export.export(model, example, dynamic_shapes=shapes)
+            source = _recorded(model, example, shapes)
         program = torch.onnx.export(
             source,
             () if source is not model else example,
@@ -164,6 +167,23 @@ def _run_exporter(
         )
     assert program is not None  # with dynamo=True it returns a program
     return program
+
+
+def _recorded(model: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
+    """Return torch's record of a network, with the bounds of its free sizes that torch finds.
+
+    Such a bound is the least width for which a pool has an output. torch.onnx finds them the same way, with the same
+    private setting: without it, a size that may be 1 is an error, too.
+    """
+    try:
+        return torch.export.export(model, example, dynamic_shapes=shapes)
+    except UserError as error:
+        try:
+            bounded = refine_dynamic_shapes_from_suggested_fixes(error.msg, shapes)
+        except Exception:  # torch raises several types if its message has no suggestion that it can read
+            bounded = shapes
+        with sizes_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # torch adds it
+            return torch.export.export(model, example, dynamic_shapes=bounded)
 
 
 def _name_values(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:

@@ -50,3 +50,29 @@ def test_recurrent_layers_are_single_operators(kind, options, given, monkeypatch
         expected = [y, *(states if isinstance(states, tuple) else (states,))]
         for ours, theirs in zip(expected, found, strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), atol=4 * 3 * 2**-22)  # rounding, over steps and products
+
+
+class Reading(nn.Module):
+    """Reads the columns of an image, two at a time, as a network for lines of text."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.layer = nn.Conv2d(1, 2, (8, 3), padding=(0, 1)), nn.MaxPool2d((1, 2)), nn.LSTM(2, 3)
+
+    def forward(self, x):
+        return self.layer(self.pool(self.conv(x)).squeeze(2).permute(2, 0, 1))[0]
+
+
+def test_the_width_that_a_recurrent_layer_walks_along_may_be_free():
+    net = Reading().eval()
+    proto = micronet.export_onnx(net, torch.randn(2, 1, 8, 12), dynamic="batch,width", skip_timing=True)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    assert session.get_inputs()[0].shape == ["batch", 1, 8, "width"]
+    for width in (3, 31):
+        x = torch.randn(3, 1, 8, width)
+        np.testing.assert_allclose(session.run(None, {"images": x.numpy()})[0], net(x).detach().numpy(), atol=1e-5)
+
+
+def test_a_height_that_a_recurrent_network_fixes_is_named():
+    with pytest.raises(micronet.MicronetError, match="fixes the size of the axis height"):
+        micronet.export_onnx(Reading().eval(), torch.randn(2, 1, 8, 12), dynamic="batch,height,width")
