@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.nn.utils import rnn
 
 from micronet.errors import first_line
 from micronet.graph.user_lines import error_line
 
+_PACKING = {"pack_padded_sequence", "pad_packed_sequence", "pack_sequence"}
 _GROUPS = 6  # the position of a convolution's groups among the arguments of ``aten.conv2d``
 
 
@@ -24,6 +26,12 @@ def describe_failure(error: Exception, model: nn.Module, cure: str) -> str:
         return (
             f"a size depends on the values of the inputs{error_line(undecided)}; write that part with tensor "
             "operations that keep the sizes, such as torch.where(condition, a, b)"
+        )
+    packed = next((each for each in _causes(error) if _reads_packed(each)), None)
+    if packed is not None:
+        return (
+            f"ONNX has no packed sequences{error_line(packed)}; run the layer on the padded ones, and select its "
+            "outputs by the lengths"
         )
     if any(type(each).__name__ == "DispatchError" for each in _causes(error)) and not _is_of_sizes(_node_of(error)):
         return f"{_reason(error, model)}; write that part with other operations of torch"
@@ -53,6 +61,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _reads_packed(error: BaseException) -> bool:
+    """Return True if an error is from a recurrent layer that ran on a packed sequence, or from packing one."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__") in (rnn.__name__, nn.RNNBase.__module__) and (
+            frame.f_code.co_name in _PACKING
+            or any(isinstance(value, rnn.PackedSequence) for value in frame.f_locals.values())
+        ):
+            return True
+    return False
 
 
 def _nodes(error: BaseException) -> Iterator[fx.Node]:

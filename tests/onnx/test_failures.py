@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import micronet
+from micronet.models.device import Inputs
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.graph_export import export_graph
 
@@ -81,3 +83,23 @@ def test_the_len_of_a_tensor_stays_free_in_the_file():
     graph = export_graph(Flattening(), IMAGES, ExportConfig()).graph
     assert str(graph.outputs[0].shape) == "[batch,1,48]"
     assert "len" not in globals()
+
+
+class Packing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.GRU(3, 2, batch_first=True)
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.layer(packed)[1]
+
+
+@pytest.mark.parametrize("dynamic", ["batch", "batch,1", "none"])
+def test_packed_sequences_are_named_with_their_line_and_a_way_on(dynamic):
+    inputs = Inputs([torch.rand(2, 5, 3), torch.tensor([5, 3])])
+    with pytest.raises(
+        micronet.MicronetError, match=r"no packed sequences at .*test_failures\.py:\d+ \(.*run the layer on the padded"
+    ) as found:
+        export_graph(Packing().eval(), inputs, ExportConfig(dynamic=dynamic))
+    assert "--dynamic" not in str(found.value)
