@@ -20,6 +20,7 @@ from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, first_line
 from micronet.models.calling import argument_names, return_tensors, takes_names
 from micronet.models.device import Inputs
+from micronet.models.modes import state_kept
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
 from micronet.onnx.attention import UnusualAttention, attention_translation
@@ -83,7 +84,8 @@ def export_graph(
     )  # torch would fix the size of an axis of size 1
     _check_axes(batch, config)
     try:  # the exporter's own message would hide the reason
-        with torch.no_grad(), UnusualAttention() as attention:
+        # What a forward keeps for the next call, such as cosines of each position, may depend on the inputs' sizes.
+        with state_kept(model), torch.no_grad(), UnusualAttention() as attention:
             returned = model(*example)
     except Exception as error:  # the user's code may raise anything
         shape = " and ".join("x".join(map(str, x.shape)) for x in example)

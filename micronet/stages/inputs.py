@@ -27,7 +27,7 @@ from micronet.graph.user_lines import error_line
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
 from micronet.models.device import Example, Inputs, as_inputs, batch_length, contiguous, head, to_device
-from micronet.models.modes import eval_mode
+from micronet.models.modes import eval_mode, state_kept
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.quantization.synthetic import synthesize_images
@@ -214,10 +214,10 @@ def calibration_batches(
 
 
 def check_accepts(model: nn.Module, batch: Any) -> None:
-    """Raise MicronetError if a network does not take a batch of inputs."""
+    """Raise MicronetError if a network does not take a batch of inputs; it keeps its state, such as empty caches."""
     device = next(model.parameters(), torch.empty(0)).device
     try:
-        with eval_mode(model), torch.no_grad():
+        with state_kept(model), eval_mode(model), torch.no_grad():
             model(*to_device(Inputs(batch if isinstance(batch, tuple) else (batch,)), device))
     except Exception as error:  # the user's forward may raise anything
         given = f"{describe(batch)}{error_line(error)}"

@@ -103,3 +103,25 @@ def test_packed_sequences_are_named_with_their_line_and_a_way_on(dynamic):
     ) as found:
         export_graph(Packing().eval(), inputs, ExportConfig(dynamic=dynamic))
     assert "--dynamic" not in str(found.value)
+
+
+class Caching(nn.Module):
+    """Scales each position by a number that is kept until a longer sequence comes, as a rotary embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.most = nn.Linear(3, 3), 0
+
+    def forward(self, x):
+        if x.shape[1] > self.most:
+            self.most = x.shape[1]
+            self.scales = torch.arange(self.most, dtype=torch.float32)[:, None].cos()
+        return self.layer(x) * self.scales[: x.shape[1]]
+
+
+def test_what_a_forward_keeps_for_the_length_of_its_input_fixes_no_length():
+    x = torch.randn(4, 6, 3)
+    for net in (Caching().eval(), quantized := micronet.quantize(Caching().eval(), data=[x], mode="ptq")):
+        proto = micronet.export_onnx(net, x, dynamic="batch,1", skip_timing=True)  # compares it at 3 and at 12
+        assert [each.dim_param for each in proto.graph.input[0].type.tensor_type.shape.dim[:2]] == ["batch", "axis1"]
+    assert not quantized.history[-1].result.get("fixed_sizes")
