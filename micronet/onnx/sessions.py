@@ -47,4 +47,5 @@ def run_feed(session: object, feed: Feed) -> Sequence[NDArray[np.generic]]:
         return session.run(None, feed)  # type: ignore[attr-defined, no-any-return]  # ONNX Runtime has no types
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in feed.items())
-        raise MicronetError(f"ONNX Runtime rejected the inputs {shapes}: {reason(error)}") from error
+        hint = "; axes that have one name in the file must have one size" if "Shape mismatch" in str(error) else ""
+        raise MicronetError(f"ONNX Runtime rejected the inputs {shapes}: {reason(error)}{hint}") from error

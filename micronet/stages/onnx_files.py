@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from micronet.data.labelled_arrays import holds_images
 from micronet.data.memory import MemoryData
 from micronet.data.npz import read_headers
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.models.finite import check_outputs
 from micronet.onnx.arrays import read_arrays
 from micronet.onnx.feeds import Feed, Input, batched
+from micronet.onnx.sessions import run_feed
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
 from micronet.tasks.agreement import Similarity
@@ -29,24 +30,11 @@ def compare_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: Itera
     """
     similarity, sessions = Similarity(), open_files(floating, int8)
     for feed in feeds:
-        pairs = list(zip(*(_run(session, feed) for session in sessions), strict=True))
+        pairs = list(zip(*(run_feed(session, feed) for session in sessions), strict=True))
         reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)
         check_outputs(reference, "the float model")
         similarity.update(list(ours), list(reference))
     return similarity.compute()
-
-
-def _run(session: Any, feed: Feed) -> list[Any]:
-    """Return a model's outputs; raise MicronetError, which names the shapes, if ONNX Runtime cannot run it."""
-    try:
-        outputs: list[Any] = session.run(None, feed)
-    except Exception as error:  # ONNX Runtime raises several types
-        shapes = ", ".join(f"{name} {'x'.join(map(str, np.shape(x)))}" for name, x in feed.items())
-        hint = "; axes that have one name in the file must have one size" if "Shape mismatch" in str(error) else ""
-        raise MicronetError(
-            f"ONNX Runtime cannot run the model on these inputs ({shapes}): {first_line(error)}{hint}"
-        ) from error
-    return outputs
 
 
 def closeness(found: dict[str, float]) -> str:
