@@ -29,6 +29,7 @@ from micronet.onnx.cumulative import cumprod_translation
 from micronet.onnx.failures import describe_failure
 from micronet.onnx.lengths import lengths_stay_free
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
+from micronet.onnx.whole_pools import WholePools
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
 IMAGE_RANK = 4
@@ -145,7 +146,7 @@ def _run_exporter(
     inputs: list[str], opset: int, translations: dict[Any, Any],
 ) -> Any:  # fmt: skip
     """Return torch's program for a network; raises whatever the exporter raises."""
-    with _silent(), shapes_alone(model), lengths_stay_free(model), torch.no_grad():
+    with _silent(), shapes_alone(model), lengths_stay_free(model), WholePools(), torch.no_grad():
         free = {
             axis: torch.export.Dim(name) if name in AXES else torch.export.Dim.DYNAMIC for axis, name in axes.items()
         }

@@ -194,6 +194,8 @@ class OpenVinoSession:
         return found
 
 
+# What OpenVINO adds to the name of a layer that it splits from its bias or its scale; a last one has the output's name.
+SUFFIXES = ("", "/WithoutBiases", "/DequantizationMultiply")
 COMPUTE = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}  # OpenVINO's layer types
 
 
@@ -216,8 +218,7 @@ def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
             view.layer_name(layer.node),
             kind_of(layer.node),
             layer.weight_qdq is not None,
-            # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
-            [str(layer.node.name), f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name)],
+            [*(f"{layer.node.name}{suffix}" for suffix in SUFFIXES), str(layer.node.outputs[0].name)],
             layer.node.op_type == "ConvTranspose",
             layer.saturates,
         )
@@ -246,7 +247,11 @@ def executed_layers(layers: Iterable[Layer], precisions: dict[str, tuple[str, st
             return None
         if not layer.quantized:
             return FLOAT_TRANSPOSED if layer.transposed else FLOAT_WEIGHTS
-        return f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
+        return (
+            f"OpenVINO computes it in {precision} ({kernel})"
+            if precision
+            else "OpenVINO does not show it among its operators"
+        )
 
     found = count_layers((layer.kind, layer.name, why_float(layer)) for layer in layers)
     saturating = [layer.name for layer in layers if layer.saturates and why_float(layer) is None]

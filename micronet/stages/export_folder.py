@@ -16,7 +16,7 @@ from micronet.evaluation.network import Network
 from micronet.models.device import Inputs, as_arrays, head
 from micronet.onnx.check import LARGEST_ROUNDED_ERROR, Agreement, compare_network, require_close
 from micronet.onnx.export import with_pairs
-from micronet.onnx.integer_words import describe
+from micronet.onnx.integer_words import describe, describe_saturation
 from micronet.onnx.speed import without_quantizers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.export import agreeing, checked_inputs, explaining_noise, exported, require_image
@@ -66,7 +66,11 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     def compare(proto: onnx.ModelProto) -> tuple[_Written, Agreement]:
         written = _write(config.target, proto, place, fp16=fp16)
         agreement = compare_network(artifact.model, written.network, given, classes=classes)
-        require_close(agreement, name, rounds=rounds, classes=classes, fp16=fp16)
+        try:
+            require_close(agreement, name, rounds=rounds, classes=classes, fp16=fp16)
+        except FailedError as error:
+            causes = describe_saturation(written.network.integer_layers() or {})
+            raise FailedError("; ".join([str(error), *causes])) from error
         return written, agreement
 
     with temporary_folder() as place, explaining_noise(artifact.model, given[0]):
