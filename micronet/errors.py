@@ -48,6 +48,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def explain_code_error(error: BaseException) -> str:
+    """Return what the user's code raised, and what to do about it: install what is missing, or fix the code."""
+    cure = "install what is missing" if isinstance(error, ModuleNotFoundError) else "fix the code"
+    return f"({type(error).__name__}: {first_line(error)}); {cure}"
+
+
 def visible(text: str, keep: str = "") -> str:
     """Escape control characters, except those in ``keep``, in text that comes from a file or from its name."""
     escapes = {code: shown for code, shown in _ESCAPES.items() if chr(code) not in keep}

@@ -25,7 +25,7 @@ from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
 from micronet.data.spec import NoDataError, unknown_data
 from micronet.data.split import ImageSplit, MemorySplit, resize
-from micronet.errors import FailedError, MicronetError, count
+from micronet.errors import FailedError, MicronetError, count, explain_code_error
 from micronet.tasks.task import CLASSIFICATION, Task, load_task
 
 DIGITS_SIZE = 32
@@ -131,7 +131,7 @@ def _call(name: str) -> Mapping[str, Any]:
         with registry.importable_from(Path.cwd()):
             result = getattr(import_module(module), attribute)()
     except Exception as error:
-        raise MicronetError(f"--data {name} failed ({type(error).__name__}: {error}); fix the code") from error
+        raise MicronetError(f"--data {name} failed {explain_code_error(error)}") from error
     if not isinstance(result, Mapping):
         raise MicronetError(f"--data {name} returned {type(result).__name__}; it must return a dict of arrays")
     return result

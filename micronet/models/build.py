@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from micronet import registry
 from micronet.core.machine import available_memory
-from micronet.errors import MicronetError, unknown
+from micronet.errors import MicronetError, explain_code_error, unknown
 from micronet.models.modes import check_modes
 from micronet.models.spec import TORCHVISION as TORCHVISION
 from micronet.models.spec import ModelSpec as ModelSpec
@@ -181,9 +181,7 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
     except Exception as error:
         if file is not None and str(getattr(error, "name", "")).startswith(_USER_MODULE):
             raise MicronetError(f"{file} uses relative imports; {_name_as_module(file, attribute, noun)}") from error
-        raise MicronetError(
-            f"importing the code of {noun} {spec.name} failed ({type(error).__name__}: {error}); fix the code"
-        ) from error
+        raise MicronetError(f"importing the code of {noun} {spec.name} failed {explain_code_error(error)}") from error
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError:

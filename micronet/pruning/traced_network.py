@@ -180,7 +180,15 @@ class NodeCall:
 
     @property
     def _is_last(self) -> bool:
-        return {user.op for user in self.node.users} == {"output"}
+        """Whether the network returns the result, perhaps in another shape."""
+        waiting = [self.node]
+        while waiting:
+            users = waiting.pop().users
+            inner = [user for user in users if user.op != "output"]
+            if not users or not all(ops.RESHAPE.matches(user) for user in inner):
+                return False
+            waiting += inner
+        return True
 
     @property
     def _returns_channels(self) -> bool:

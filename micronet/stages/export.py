@@ -181,7 +181,7 @@ def require_image(config: CheckedSettings, artifact: "Artifact", runtime: str = 
 
     inputs = DataSpec.from_json(artifact.data).inputs
     if inputs and config.data.data is None:
-        shapes = {each.get("name") or f"input {place}": each["shape"] for place, each in enumerate(inputs)}
+        shapes = {each.get("name") or f"input {place}": each["shape"] for place, each in enumerate(inputs, 1)}
         check_inputs(shapes, runtime)
 
 

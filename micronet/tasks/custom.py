@@ -11,7 +11,7 @@ from torch import Tensor
 from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.samples import SampleSplit
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError, explain_code_error, first_line
 from micronet.models.build import user_object
 from micronet.tasks.task import Outputs, Task, describe
 
@@ -73,7 +73,7 @@ class Custom(Task):
         try:
             return self._make()
         except Exception as error:  # the user's code may raise anything
-            raise MicronetError(f"--task {self.name} failed ({type(error).__name__}: {error}); fix the code") from error
+            raise MicronetError(f"--task {self.name} failed {explain_code_error(error)}") from error
 
     def _part(self, place: str, part: str) -> SampleSplit:
         return self._split(self._call("data", place, part), part)

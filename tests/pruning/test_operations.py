@@ -157,7 +157,12 @@ def test_tensors_that_forward_makes_need_no_second_graph_unless_modes_differ():
         assert len(trace_network(Net(), IMAGES).graphs) == 1 + Net.differs
 
 
-@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1), nn.Softmin(1)], ids=str)
+class FlatSoftmax(nn.Module):
+    def forward(self, x):
+        return F.log_softmax(x, 1).permute(0, 2, 3, 1).flatten(1)
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(1), nn.Softmax(1), nn.Softmin(1), FlatSoftmax()], ids=str)
 def test_channels_that_a_network_returns_as_scores_are_outputs(last):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), last).double().eval()
     _, _, plan = prune_model(model, CONFIG, IMAGES)
