@@ -10,8 +10,10 @@ from micronet.compression.prediction import Prediction, slower_in_integers
 from micronet.compression.search import Walk, spread
 from micronet.compression.words import Alone, Times
 from micronet.compression.workshop import Workshop
+from micronet.core.machine import has_vnni
 from micronet.errors import count
-from micronet.quantization.config import INTEGER_BITS
+from micronet.evaluation.network import integer_layers
+from micronet.quantization.config import FLOAT_BITS, INTEGER_BITS
 
 EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
 SLOW = {"slow": False, "slow alone": True}  # layers that are slower in integers -> whether between float layers
@@ -36,8 +38,8 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         The candidate whose layers are all quantized.
     """
     int8 = workshop.confirm("int8", Plan(bits=INTEGER_BITS))
-    narrow = Plan(bits=UNSATURATED)
-    if _saturates(workshop, int8) and workshop.attempt(f"int8, weights of {UNSATURATED} bits", narrow):
+    saturates = workshop.notes.decide("sums of 8-bit weights saturate", partial(_saturates, workshop, int8))
+    if saturates and workshop.attempt(f"int8, weights of {UNSATURATED} bits", Plan(bits=UNSATURATED)):
         int8 = int8 if workshop.points[-1].failed else workshop.points[-1]
     workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), int8.plan]))
     if prediction.table is not None:
@@ -53,7 +55,7 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
             workshop.attempt(_name(int8, number, "sensitive"), replace(int8.plan, floats=ranked[:number]))
     for point in workshop.points:
-        if not point.failed:
+        if not point.failed and point.plan.bits in (FLOAT_BITS, int8.plan.bits):
             prediction.fit(point.plan, point.value(prediction.quantity))
     return int8
 
@@ -116,9 +118,11 @@ def _slow(prediction: Prediction, between_floats: bool) -> list[str]:
     return slower_in_integers(prediction.layers, prediction.table, alone=between_floats)
 
 
-def _saturates(workshop: Workshop, point: Point) -> bool:
-    """Whether sums of a candidate's products can saturate where it runs."""
-    return not point.failed and "saturating" in (getattr(workshop.open(point.plan), "integer_layers", dict)() or {})
+def _saturates(workshop: Workshop, int8: Point) -> bool:
+    """Whether sums of products with 8-bit weights can saturate where candidates run; int8 may have failed for that."""
+    if workshop.deployment.runtime != "openvino" or has_vnni():
+        return False
+    return bool(int8.failed) or "saturating" in (integer_layers(workshop.open(int8.plan)) or {})
 
 
 def _name(int8: Point, number: int, kind: str) -> str:

@@ -200,8 +200,8 @@ class Compressing:
         """Return the cheapest plan so far that keeps the drop, or would after training: what is then narrowed.
 
         Of those that are as fast within the noise of timing, it is the first and simplest: conversions next to float
-        layers do not vanish with the channels. Sums of 8-bit weights that can saturate, so that ``int8`` has 7 bits,
-        are none to build on.
+        layers do not vanish with the channels. Where ``int8`` has 7 bits, since 8 can saturate, no candidate is built
+        on 8.
         """
         made = [point for point in self.workshop.points if not point.failed]
         if int8.plan.bits != INTEGER_BITS:

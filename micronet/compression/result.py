@@ -28,6 +28,7 @@ from micronet.core.files import NOTE, files_in, write_bytes
 from micronet.core.folders import Folder, read_note, write_folder
 from micronet.errors import MicronetError, count
 from micronet.evaluation import plot
+from micronet.evaluation.network import integer_layers
 
 REPRODUCED = "reproduced"  # the folder in which the recipe makes the network again
 LABELS = {"latency": "latency, ms", "size": "size, bytes", "macs": "multiply-accumulates"}
@@ -83,7 +84,7 @@ def _describe_bits(workshop: Workshop, chosen: Point) -> list[str]:
     if chosen.plan.is_float:
         int8 = next((each for each in workshop.points if each.name == "int8"), None)
         return [] if int8 is None else [describe_int8(int8, workshop.points[0])]
-    counted = getattr(workshop.open(chosen.plan), "integer_layers", lambda: None)()
+    counted = integer_layers(workshop.open(chosen.plan))
     return describe_floats(counted["float"] if counted else {}, chosen.plan.floats)
 
 

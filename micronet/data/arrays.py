@@ -4,7 +4,6 @@ The names of the arrays in an .npz file are those of the arguments of the networ
 that it takes; under other names, their order is that of the arguments.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from micronet.data.dataset import DataSource
+from micronet.data.labelled_names import is_labelled
 from micronet.data.npz import read_npy, read_npz
 from micronet.data.samples import SampleSplit
 from micronet.data.split import random_subset
@@ -21,16 +21,6 @@ from micronet.errors import MicronetError, count
 
 TEST_SHARE = 0.25
 LEAST_TO_SPLIT = 8  # fewer samples serve for calibration and for the report alike
-LABELLED = {"y_train", "y_test"}  # arrays of a data set with labels, which labelled_arrays opens
-
-
-def input_arrays(names: Iterable[str]) -> dict[str, str]:
-    """Return the inputs and the arrays of a file that hold them: of a data set with labels, those for training."""
-    names = list(names)
-    if not {*names} >= LABELLED:
-        return {name: name for name in names}
-    suffix = "_train"
-    return {name.removesuffix(suffix): name for name in names if name.endswith(suffix) and name not in LABELLED}
 
 
 def open_inputs(place: Path) -> DataSource | None:
@@ -43,7 +33,7 @@ def open_inputs(place: Path) -> DataSource | None:
         samples = ArraySamples({place.stem: read_npy(place)}, place)
     elif place.suffix == ".npz" and place.is_file():
         arrays = read_npz(place)
-        if arrays.keys() >= LABELLED:
+        if is_labelled(arrays):
             return None
         samples = ArraySamples(arrays, place)
     elif place.is_dir() and (files := sorted(place.glob("*.npy"))):

@@ -1,6 +1,6 @@
 """Arrays with class numbers: images, or any other inputs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from micronet.core.image_size import ImageSize
-from micronet.data.arrays import LABELLED, as_tensor, input_arrays
+from micronet.data.arrays import as_tensor
 from micronet.data.batch_samples import BatchSamples
 from micronet.data.dataset import DataSource
+from micronet.data.labelled_names import PARTS, are_images, input_arrays, is_labelled
 from micronet.data.npz import names_in, read_headers
 from micronet.data.samples import SampleSplit
-from micronet.data.split import MemorySplit, Split, resize
+from micronet.data.split import MemorySplit, resize
 from micronet.errors import MicronetError, count
 
-PARTS = ("train", "test")
 OTHER_LABELS = "other labels need --task FILE.py:TASK, a class that reads them (docs/tasks.md)"
 OTHER_INPUTS = f"{OTHER_LABELS}, and inputs without labels --task agreement"
 MOST_CLASSES = 1_000_000
@@ -32,27 +32,25 @@ def open_arrays(stored: Mapping[str, Any], image_size: ImageSize | None) -> Data
             names. ``y_train`` and ``y_test``, integer labels (N,) from 0; optionally ``classes``, the class names.
         image_size: What images are resized to.
     """
-    names = list(input_arrays(stored))
-    wanted = {f"{name}_{part}" for name in (*names, "y") for part in PARTS}
-    if not names or not wanted <= set(stored):
+    stored = {name: np.asarray(each) for name, each in stored.items()}
+    names = list(input_arrays(stored)) if is_labelled(stored) else ["x"]
+    if missing := [each for name in (*names, "y") for part in PARTS if (each := f"{name}_{part}") not in stored]:
         raise MicronetError(
-            f"the data set has the arrays {', '.join(map(str, stored)) or '(none)'}; expected x_train, y_train, x_test "
-            f"and y_test; {OTHER_INPUTS}"
+            f"the data set has the arrays {', '.join(map(str, stored)) or '(none)'}, but not {', '.join(missing)}; "
+            f"expected x_train, y_train, x_test and y_test; {OTHER_INPUTS}"
         )
     labels = [_labels(stored, part, names[0]) for part in PARTS]
     classes = _classes(stored, labels)
-    train: Split
-    test: Split
-    if _are_images(names, np.asarray(stored[f"{names[0]}_train"]).dtype):
+    if are_images(stored):
         train, test = (_images(stored, part, own, image_size) for part, own in zip(PARTS, labels, strict=True))
         cure = " (channels x height x width); store both alike, or resize them with --image-size"
-        _check_shapes(train.image_shape, test.image_shape, "images", cure)
+        _check_alike(_sides(train.image_shape), _sides(test.image_shape), "images", cure)
         return DataSource(lambda: train, lambda: test, classes)
-    for name in names:
-        shapes = [np.shape(stored[f"{name}_{part}"])[1:] for part in PARTS]
-        _check_shapes(shapes[0], shapes[1], f"samples of {name}")
-    train, test = (_samples(stored, part, own, names) for part, own in zip(PARTS, labels, strict=True))
-    return DataSource(lambda: train, lambda: test, classes, is_images=False)
+    samples = [_samples(stored, part, own, names) for part, own in zip(PARTS, labels, strict=True)]
+    for name, *both in zip(names, *(each.describe() for each in samples), strict=True):
+        own, other = (f"{each['dtype']} {_sides(each['shape'])}".strip() for each in both)
+        _check_alike(own, other, f"samples of {name}", "; store both alike")
+    return DataSource(lambda: samples[0], lambda: samples[1], classes, is_images=False)
 
 
 def holds_images(path: Path) -> bool:
@@ -60,27 +58,22 @@ def holds_images(path: Path) -> bool:
 
     Raises MicronetError if the file is damaged.
     """
-    if not names_in(path) >= LABELLED:
-        return False
-    headers = read_headers(path)
-    stored = input_arrays(headers)
-    return _are_images(stored, next((headers[each].dtype for each in stored.values()), np.dtype(bool)))
+    return is_labelled(names_in(path)) and are_images(read_headers(path))
 
 
-def _are_images(names: Iterable[str], dtype: np.dtype[Any]) -> bool:
-    return [*names] == ["x"] and dtype == np.uint8
-
-
-def _check_shapes(train: tuple[int, ...], test: tuple[int, ...], name: str, cure: str = "") -> None:
-    """Raise MicronetError if test samples differ from those for training in shape."""
+def _check_alike(train: str, test: str, noun: str, cure: str) -> None:
+    """Raise MicronetError if test samples are described otherwise than those for training."""
     if train != test:
-        shapes = ["x".join(map(str, each)) for each in (train, test)]
-        raise MicronetError(f"the training {name} are {shapes[0]}, but the test {name} are {shapes[1]}{cure}")
+        raise MicronetError(f"the training {noun} are {train}, but the test {noun} are {test}{cure}")
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _labels(stored: Mapping[str, Any], part: str, name: str) -> Tensor:
     """Return the class numbers of a part of the data, one per sample of the input ``name``."""
-    x, y = np.asarray(stored[f"{name}_{part}"]), np.asarray(stored[f"y_{part}"])
+    x, y = stored[f"{name}_{part}"], stored[f"y_{part}"]
     if y.dtype.kind not in "iu":
         raise MicronetError(f"y_{part} is {y.dtype}; expected integer labels; {OTHER_LABELS}")
     if x.ndim == 0 or len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
@@ -125,7 +118,7 @@ def _images(stored: Mapping[str, Any], part: str, labels: Tensor, image_size: Im
 
 
 def _samples(stored: Mapping[str, Any], part: str, labels: Tensor, names: Sequence[str]) -> SampleSplit:
-    arrays = {name: np.asarray(stored[f"{name}_{part}"]) for name in names}
+    arrays = {name: stored[f"{name}_{part}"] for name in names}
     for name, array in arrays.items():
         if array.shape[:1] != (len(labels),):
             raise MicronetError(f"{name}_{part} has shape {array.shape}, but there are {count(len(labels), 'label')}")

@@ -26,3 +26,9 @@ class Network(Protocol):
 
         ``shapes``: of its inputs, without the batch; (C, H, W) for an image.
         """
+
+
+def integer_layers(network: Network) -> dict[str, Any] | None:
+    """Return what a network's runtime computes in integers; None if it is float or the runtime does not say."""
+    found: dict[str, Any] | None = getattr(network, "integer_layers", lambda: None)()
+    return found

@@ -42,6 +42,8 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
     spec = network.data
     if spec is not None and spec.task != CLASSIFICATION:
         raise MicronetError(f"{name} is for the task {spec.task}, but predict only classifies images")
+    if spec is not None and spec.inputs is not None:
+        raise MicronetError(f"{name} takes other inputs than images, but predict only classifies images")
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
             f"{name} does not record its preprocessing and classes; recreate it with micronet train, or with micronet "

@@ -11,7 +11,9 @@ from micronet.models.device import copied
 from micronet.models.modes import eval_mode, random_kept, state_kept
 from micronet.models.outputs import other_values, tensors_in
 
-ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
+# Relative to the output's norm: far above rounding errors, as of layers that add up in another order, far below another
+# computation.
+ROUNDING = 1e-3
 
 
 def computes_same(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> bool:
@@ -33,7 +35,7 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
     if len({x.shape[:1] for x in inputs if isinstance(x, Tensor)}) != 1:
         return True
     more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
-    return _agree_if_taken(model, recorded, more)
+    return agree_if_taken(model, recorded, more, ROUNDING)
 
 
 def follows_sizes(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
@@ -43,7 +45,7 @@ def follows_sizes(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
     """
     batched = len({x.shape[:1] for x in inputs if isinstance(x, Tensor)}) == 1
     few = tuple(x[:2] if batched and isinstance(x, Tensor) and x.dim() else x for x in inputs)
-    return all(_agree_if_taken(model, recorded, given) for given in _resized(few))
+    return all(agree_if_taken(model, recorded, given, ROUNDING) for given in _resized(few))
 
 
 def _resized(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -61,32 +63,37 @@ def _with_size(x: Tensor, size: int, indices: Tensor) -> Tensor:
     return x
 
 
-def _agree_if_taken(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def agree_if_taken(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0) -> bool:
     """Return True unless a network takes inputs for which its record computes something else, or fails."""
     try:
-        with state_kept(model), eval_mode(model), uncompiled_modules(), torch.no_grad():
-            model(*copied(inputs))
-    except Exception:  # a user's forward may raise anything
+        expected = _outputs(model, model, inputs)
+    except Exception:  # a user's forward may raise anything, such as for codes beyond an embedding's
         return True
     try:
-        return agree(model, recorded, inputs, rounding=ROUNDING)  # plain layers may add up in another order
+        return _are_close(expected, _outputs(model, recorded, inputs), rounding)
     except Exception:  # the record of a forward that fixes sizes may do so, too
         return False
 
 
 def agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0) -> bool:
     """Return True if a network and its graph compute the same values, NaN included."""
-    runs = (model, recorded.forward)  # calling a graph module would print what fails
-    outputs = []
-    with state_kept(model), eval_mode(model, recorded), uncompiled_modules(), torch.no_grad():
-        for run in runs:
-            with random_kept(model):  # so that both draw the same numbers
-                outputs.append(run(*copied(inputs)))
-    (expected, others), (actual, more) = ((tensors_in(each), other_values(each)) for each in outputs)
+    return _are_close(_outputs(model, model, inputs), _outputs(model, recorded, inputs), rounding)
+
+
+def _outputs(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Return what a network, or a record of it, returns in eval mode; state and random numbers stay as they were."""
+    run = network if network is model else network.forward  # calling a graph module would print what fails
+    with state_kept(model), eval_mode(model, network), uncompiled_modules(), torch.no_grad(), random_kept(model):
+        return run(*copied(inputs))
+
+
+def _are_close(expected: Any, actual: Any, rounding: float) -> bool:
+    """Return True if outputs of two runs have the same structure and values."""
+    tensors, others = tensors_in(expected), tensors_in(actual)
     return (
-        len(expected) == len(actual)
-        and others == more
-        and all(x.shape == y.shape and _is_close(x, y, rounding) for x, y in zip(expected, actual, strict=True))
+        len(tensors) == len(others)
+        and other_values(expected) == other_values(actual)
+        and all(x.shape == y.shape and _is_close(x, y, rounding) for x, y in zip(tensors, others, strict=True))
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
-from micronet.graph.agreement import ROUNDING, agree, follows_batch
+from micronet.graph.agreement import ROUNDING, agree, agree_if_taken, follows_batch
 from micronet.graph.graph_module import GraphModule
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
@@ -54,7 +54,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     inputs = as_inputs(model, example)
     recorder, context = _record_eval(model, inputs)
     recorded = GraphModule(recorder.root, recorder.graph)
-    differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not agree(model, recorded, x)]
+    differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not agree_if_taken(model, recorded, x)]
     if recorder.reads or differing:
         line = recorder.reads or parting_line(model, inputs, differing[0])
         raise MicronetError(

@@ -147,12 +147,16 @@ def check_modes(model: nn.Module) -> None:
             return
         states.append({name: tensor for name, tensor in trial.state_dict().items() if not tensor.is_meta})
     changed = [*(states[0].keys() ^ states[1].keys())]
-    changed += [name for name, x in states[0].items() if not changed and not same_bits(x, states[1][name])]
+    changed += [name for name, x in states[0].items() if not changed and not _are_equal(x, states[1][name])]
     if changed:
         raise MicronetError(
             f"the network rewrites {min(changed)} when its mode changes (train() or eval()), as LoRA's layers do "
             "to merge their weights; merge them permanently, and import the merged network"
         )
+
+
+def _are_equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    return (x.dtype, x.shape) == (y.dtype, y.shape) and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
 
 
 def same_bits(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.data.arrays import input_arrays
+from micronet.data.labelled_names import input_arrays
 from micronet.data.npz import Header, read_headers, read_npz
 from micronet.errors import MicronetError
 from micronet.onnx.feeds import Feed, Input, batched
@@ -18,10 +18,9 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     """Read raw inputs from an ``.npz`` file, in batches of the size that a model takes.
 
     Arrays belong to inputs by their names or, if none has an input's name, by their order; of a data set with labels,
-    those for training do. An array with one more axis
-    than its input holds one input per run. Otherwise its rows are split into runs, unless they are as many as one run
-    takes, which then all get. Rows of an input without a fixed batch size are split as those of another, if they are
-    equally many.
+    those for training do. An array with one more axis than its input holds one input per run. Otherwise its rows are
+    split into runs, unless they are as many as one run takes, which then all get. Rows of an input without a fixed
+    batch size are split as those of another, if they are equally many.
 
     Raises:
         MicronetError: The file is damaged, or its arrays do not fit the inputs or hold NaN or infinity; masks may hold

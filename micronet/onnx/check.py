@@ -1,7 +1,7 @@
 """Compare an ONNX model's outputs with those of the torch model that it was exported from."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -215,15 +215,16 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agr
 def require_other_sizes(model: nn.Module, proto: onnx.ModelProto, inputs: Inputs) -> None:
     """Raise FailedError if a file with free sizes does not compute for others what torch computes.
 
-    Tried are half and twice the sizes, unless the network refuses them, or gives NaN or infinity for them.
+    Tried are half and twice the sizes and one more, an odd size beside even ones, unless the network refuses them, or
+    gives NaN or infinity for them.
     """
     session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
     rounds = any(True for _ in each_quantizer(model))
     limit = LARGEST_ROUNDED_ERROR if rounds else LARGEST_FLOAT_ERROR[TensorProto.FLOAT16]
     shapes = [entry.type.tensor_type.shape.dim for entry in proto.graph.input]
     axes = [[axis for axis, dim in enumerate(shape) if axis and dim.dim_param] for shape in shapes]
-    for ratio in (0.5, 2.0):
-        given = Inputs(_resized(x[:2], own, ratio) for x, own in zip(inputs, axes, strict=True))
+    for resize in (lambda size: max(1, size // 2), lambda size: 2 * size, lambda size: size + 1):
+        given = Inputs(_resized(x[:2], own, resize) for x, own in zip(inputs, axes, strict=True))
         try:
             with eval_mode(model):
                 check_outputs(tensors_in(model(*given)), "the network")
@@ -242,10 +243,10 @@ def require_other_sizes(model: nn.Module, proto: onnx.ModelProto, inputs: Inputs
             )
 
 
-def _resized(x: Tensor, axes: Collection[int], ratio: float) -> Tensor:
+def _resized(x: Tensor, axes: Collection[int], resize: Callable[[int], int]) -> Tensor:
     """Return a tensor that is longer or shorter along some axes, with its values repeated."""
     for axis in axes:
-        x = x.index_select(axis, torch.arange(max(1, int(x.size(axis) * ratio))) % x.size(axis))
+        x = x.index_select(axis, torch.arange(resize(x.size(axis))) % x.size(axis))
     return x
 
 

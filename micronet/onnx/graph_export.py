@@ -156,7 +156,7 @@ def _run_exporter(
         )
         source: Any = model
         if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
-            source = _recorded(model, example, shapes)
+            source = _record(model, example, shapes)
         program = torch.onnx.export(
             source,
             () if source is not model else example,
@@ -172,7 +172,7 @@ def _run_exporter(
     return program
 
 
-def _recorded(model: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
+def _record(model: nn.Module, example: tuple[Tensor, ...], shapes: Any) -> Any:
     """Return torch's record of a network, with the bounds of its free sizes that torch finds.
 
     Such a bound is the least width for which a pool has an output. torch.onnx finds them the same way, with the same

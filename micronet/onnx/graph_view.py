@@ -71,7 +71,7 @@ class GraphView:
             raise MicronetError(f"the ONNX model is damaged ({first_line(cause)}); export it again") from error
         LiftConstantsToInitializersPass(size_limit=0)(model)
         self.nodes = list(model.graph)
-        self.qdq = [_qdq(node) for node in self.nodes if node.op_type in (QUANTIZE, DEQUANTIZE)]
+        self.qdq = [qdq_node(node) for node in self.nodes if node.op_type in (QUANTIZE, DEQUANTIZE)]
         self.stored = [each for each in self.qdq if stored(each.node) is not None]
         computed = [each for each in self.qdq if stored(each.node) is None]
         self.activations = [each for each in computed if each.node.op_type == QUANTIZE]
@@ -210,7 +210,8 @@ def source_of(value: ir.Value | None) -> ir.Node | None:
     return node
 
 
-def _qdq(node: ir.Node) -> QDQNode:
+def qdq_node(node: ir.Node) -> QDQNode:
+    """Return a QuantizeLinear or DequantizeLinear with what it stores."""
     typed = stored(node, 2) or (stored(node) if node.op_type == DEQUANTIZE else None)
     dtype = typed.dtype if typed else ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
     symmetric = len(node.inputs) < 3 or node.inputs[2] is None
@@ -228,7 +229,7 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, QDQNode |
     if origin.op_type not in (QUANTIZE, DEQUANTIZE):
         return None, None
     tensor = stored(origin)
-    return _weight(origin.inputs[0]) if tensor is None else (tensor, _qdq(origin))
+    return _weight(origin.inputs[0]) if tensor is None else (tensor, qdq_node(origin))
 
 
 def _input_qdq(value: ir.Value | None) -> QDQNode | None:
@@ -236,7 +237,7 @@ def _input_qdq(value: ir.Value | None) -> QDQNode | None:
     if origin is None or origin.op_type != DEQUANTIZE:
         return None
     quantize = producer(origin)
-    return _qdq(quantize if quantize is not None and quantize.op_type == QUANTIZE else origin)
+    return qdq_node(quantize if quantize is not None and quantize.op_type == QUANTIZE else origin)
 
 
 def _widths(node: ir.Node, weight: ir.TensorProtocol) -> tuple[int, int]:

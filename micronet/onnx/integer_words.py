@@ -14,7 +14,7 @@ PRODUCTS = "integers are faster there only if softmax has 8 bits too, which woul
 
 
 def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
-    """Return lines on a network in integers; what is wrong with it, as that it is slower than float, comes first.
+    """Return lines on a quantized network, faults first: outputs that may be wrong, a file that is slower or larger.
 
     ``found``: what ``integers.count_computed`` returns, with what ``speed.measure_speed`` does if that was measured;
     ``saturating``: layers whose sums can saturate on this processor.

@@ -15,6 +15,7 @@ from micronet.onnx.channel_padding import count_padded
 from micronet.onnx.graph_view import GraphView, WeightedNode
 from micronet.onnx.metadata import left_float, metadata, reason_in
 from micronet.onnx.ops import (
+    CLIP_OPS,
     INTEGER_LAYERS,
     QUANTIZE,
 )
@@ -238,4 +239,11 @@ def _why_float(
     if layer.node.op_type == "Conv" and readers != {QUANTIZE}:
         reason = f"consumed by {' and '.join(sorted(readers))}" if readers else "a network output"
         return f"its output is not quantized ({reason})"
+    for clip in (reader for reader in layer.node.outputs[0].consumers() if reader.op_type in CLIP_OPS):
+        quantizers = [view.qdq_node(each) for each in clip.outputs[0].consumers() if each.op_type == QUANTIZE]
+        if any(not view.is_absorbed(clip, each) for each in quantizers):
+            cause = (
+                f"{clip.op_type} clips values that the integers behind it can hold, so ONNX Runtime does not fuse it"
+            )
+            return f"{cause}; quantize without --a-sign signed"
     return "ONNX Runtime does not fuse it"

@@ -5,7 +5,7 @@ ONNX Runtime takes nodes in any order, and ``quantize_dynamic`` writes an If ahe
 
 import copy
 from collections.abc import Iterable
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import onnx
@@ -26,7 +26,11 @@ def sort_nodes(graph: Any) -> bool:
     before = {index: {writers[name] for name in _read(node) & writers.keys()} for index, node in enumerate(graph.node)}
     if all(max(writing, default=-1) < index for index, writing in before.items()):
         return False
-    nodes = [copy.deepcopy(graph.node[index]) for index in TopologicalSorter(before).static_order()]
+    try:
+        nodes = [copy.deepcopy(graph.node[index]) for index in TopologicalSorter(before).static_order()]
+    except CycleError as error:
+        names = dict.fromkeys(graph.node[index].name or graph.node[index].op_type for index in error.args[1])
+        raise ValueError(f"the nodes {', '.join(names)} read each other's results") from error
     del graph.node[:]
     graph.node.extend(nodes)
     return True

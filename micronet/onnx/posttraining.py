@@ -4,6 +4,7 @@ The ranges come from histograms (four calibrators, O(bins) memory per tensor) or
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -83,6 +84,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in optimized.graph.initializer):
         # Casts to float32, which it adds after it has folded constants; the next run folds those of weights.
         optimized = optimize(optimized.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    _clear_shared_axes(optimized.graph)
     try:
         folded = ir.from_proto(optimized)
         _name_nodes(folded.graph)
@@ -100,6 +102,24 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise MicronetError(f"the model is damaged ({first_line(cause)}); export it again") from error
     helper.set_model_props(prepared, {entry.key: entry.value for entry in proto.metadata_props})
     return prepared
+
+
+def _clear_shared_axes(graph: onnx.GraphProto) -> None:
+    """Leave out names of axes that several outputs share and no input has, in place.
+
+    TorchScript's exporter gives the levels of a pyramid the same names, and ONNX Runtime may then reuse memory of
+    another size.
+    """
+
+    def sizes(value: onnx.ValueInfoProto) -> Any:
+        return [size for size in value.type.tensor_type.shape.dim if size.dim_param]
+
+    given = {size.dim_param for value in graph.input for size in sizes(value)}
+    number = Counter(name for value in graph.output for name in {size.dim_param for size in sizes(value)} - given)
+    for value in (*graph.output, *graph.value_info):
+        for size in sizes(value):
+            if number[size.dim_param] > 1:
+                size.ClearField("dim_param")
 
 
 def _name_nodes(nodes: Iterable[Any]) -> None:

@@ -23,7 +23,7 @@ CONVERTERS: dict[str, Converter] = {**LAYERS, **ELEMENTWISE, **SHAPES}
 DATA_INPUTS = dict.fromkeys(
     ("Resize", "Reshape", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "Expand"), 1
 )  # the others are parameters
-RESHAPES = "Reshape", "Flatten", "Squeeze", "Unsqueeze"
+SHAPE_ONLY = "Reshape", "Flatten", "Squeeze", "Unsqueeze"
 
 
 def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> Program:
@@ -84,7 +84,7 @@ def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
 def _changes_nothing(builder: ProgramBuilder, node: onnx.NodeProto) -> bool:
     """Return True for a reshape to the shape that its input has already, which is known."""
     given, made = (builder.shapes.get(name, []) for name in (node.input[0], node.output[0]))
-    return node.op_type in RESHAPES and given == made and 0 not in given and bool(given)
+    return node.op_type in SHAPE_ONLY and given == made and 0 not in given and bool(given)
 
 
 def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto], runtime: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from micronet.core.metrics import EQUAL_DB
 from micronet.core.timing import is_slower
-from micronet.evaluation.network import Network
+from micronet.evaluation.network import Network, integer_layers
 from micronet.evaluation.report import Row
 from micronet.onnx.integer_words import describe_integers, describe_saturation, slow_cause
 from micronet.packed.file_format import read
@@ -31,7 +31,7 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
         there is none, than the first float network, with the cause and what helps; then a line for each quantized ONNX
         file with what its runtime computes in integers, and for each network in C with the memory that it needs.
     """
-    integers = [_integers(network) for network in networks]
+    integers = [integer_layers(network) for network in networks]
     labels = row_labels(rows)
     quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
     slower, others = [], []
@@ -77,12 +77,6 @@ def describe_noise(rows: Sequence[Row]) -> list[str]:
         f"this machine is busy: the p95 of {label} is {spread:.1f} times its median ({p95:.2f} ms vs. "
         f"{median:.2f} ms); measure again when nothing else runs"
     ]
-
-
-def _integers(network: Network) -> dict[str, Any] | None:
-    """Return what a network's runtime computes in integers; None if it is float or the runtime does not say."""
-    found: dict[str, Any] | None = getattr(network, "integer_layers", lambda: None)()
-    return found
 
 
 def _rival(row: Row, floats: list[Row]) -> Row | None:

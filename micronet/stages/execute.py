@@ -121,16 +121,16 @@ def _with_plain_weights(
 
 
 def _report_plain_weights(result: Mapping[str, Any], purpose: Purpose, progress: Progress) -> None:
-    """Say which weights are stored as they were not before, and what that means for a training."""
+    """Say which weights are stored otherwise than before, and what that means for a training."""
     from micronet.graph.plain_weights import COMPUTED, TRANSPOSED
 
     if names := result[COMPUTED]:
         progress.line(
-            f"stored {count(len(names), 'computed weight')} as plain, with the same outputs: {listed(names, _NAMED)}"
+            f"stored the values of {count(len(names), 'computed weight')}, the outputs stay: {listed(names, _NAMED)}"
         )
         if purpose == "pruning":
             progress.line(
-                "a later training changes them directly, without what computed them, such as a normalization or a mask"
+                "a later training changes these values, and no longer computes them, as by a normalization or a mask"
             )
     if names := result.get(TRANSPOSED):
         matrices = "1 matrix" if len(names) == 1 else f"{len(names):,} matrices"

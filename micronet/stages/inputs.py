@@ -216,12 +216,18 @@ def calibration_batches(
 def check_accepts(model: nn.Module, batch: Any) -> None:
     """Raise MicronetError if a network does not take a batch of inputs; it keeps its state, such as empty caches."""
     device = next(model.parameters(), torch.empty(0)).device
+    given = to_device(Inputs(batch if isinstance(batch, tuple) else (batch,)), device)
     try:
-        with state_kept(model), eval_mode(model), torch.no_grad():
-            model(*to_device(Inputs(batch if isinstance(batch, tuple) else (batch,)), device))
+        with eval_mode(model), torch.no_grad():
+            modules = {*model.modules()}
+            with state_kept(model):
+                model(*given)
+                builds = modules != {*model.modules()}
+            if builds:  # the layers that a first forward builds stay
+                model(*given)
     except Exception as error:  # the user's forward may raise anything
-        given = f"{describe(batch)}{error_line(error)}"
-        raise MicronetError(f"the network does not accept {given}: {reason_of(error)}") from error
+        refused = f"{describe(batch)}{error_line(error)}"
+        raise MicronetError(f"the network does not accept {refused}: {reason_of(error)}") from error
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:

@@ -116,7 +116,8 @@ def _classify(
         raise MicronetError(f"--task {dataset.task.name} needs a network to compare with; add --onnx FILE")
     dataset = dataset.with_reference(reference) if reference is not None else dataset
     found = measure_accuracy(engine, dataset, f"evaluating {config.file.name}", context.progress)
-    figures: dict[str, Any] = {"images": found.samples, **found.metrics, "loss": found.loss, "agreement": None}
+    about = {"images": found.samples, "noun": dataset.test.noun}
+    figures: dict[str, Any] = {**about, **found.metrics, "loss": found.loss, "agreement": None}
     if dataset.task.name != CLASSIFICATION:
         return {**figures, "metrics": found.metrics}, [sample.numpy()]
     if reference is not None:

@@ -45,7 +45,7 @@ def describe(rows):
     ],
 )
 def test_networks_slower_than_a_float_one_beside_them_are_named(own, expected, monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    monkeypatch.setattr(compare_latency, "integer_layers", lambda name: COUNTS if name == "i" else None)
     floats = [row("a", "torch", 2.0), row("b", "onnxruntime", 0.5), row("c", "onnxruntime", 1.0, "prune")]
     found = describe([*floats, own])
     assert [line for line in found if not line.startswith("c is slower")] == expected
@@ -54,23 +54,23 @@ def test_networks_slower_than_a_float_one_beside_them_are_named(own, expected, m
 
 
 def test_a_slow_integer_file_comes_first_with_its_cause(monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    monkeypatch.setattr(compare_latency, "integer_layers", lambda name: COUNTS if name == "i" else None)
     found = describe([row("a", "onnxruntime", 1.0), row("i", "onnxruntime", 2.0)])
     assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms for a; ") and "--exclude" in found[0]
 
 
 def test_a_quantized_file_that_changes_nothing_is_suspect(monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    monkeypatch.setattr(compare_latency, "integer_layers", lambda name: COUNTS if name == "i" else None)
     rows = [row(name, "onnxruntime", 1.0)._replace(metrics={"sqnr_db": 300.0}) for name in "ai"]
     assert describe(rows)[-1].startswith("i: its outputs equal those of a exactly, as constants such as zeros do")
 
 
 def test_a_file_in_two_runtimes_is_named_with_them(monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS)
+    monkeypatch.setattr(compare_latency, "integer_layers", lambda name: COUNTS)
     found = describe([row("i", "onnxruntime", 1.0), row("i", "openvino", 2.0)])
     assert list(dict.fromkeys(line.partition(":")[0] for line in found)) == ["i in onnxruntime", "i in openvino"]
     floats = [row("a", "torch", 1.0), row("f", "onnxruntime", 1.0)]
-    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    monkeypatch.setattr(compare_latency, "integer_layers", lambda name: COUNTS if name == "i" else None)
     found = describe([*floats, row("i", "onnxruntime", 2.0), row("i", "openvino", 2.0)])
     assert found[0].startswith("i in onnxruntime is slower than f: 2.00 ms vs. 1.00 ms for f;")
     assert found[1].startswith("i in openvino is slower than a in torch: 2.00 ms vs. 1.00 ms for a in torch;")

@@ -152,7 +152,12 @@ class Prediction:
 def test_what_the_budget_cuts_short_is_a_decision(tmp_path):
     whole, found = Point("float", Plan(), size_bytes=1), Notes.open(tmp_path, "a")
     workshop = SimpleNamespace(
-        points=[whole], notes=found, progress=Silent(), confirm=lambda *_: whole, attempt=lambda *_: True, open=str
+        points=[whole],
+        notes=found,
+        progress=Silent(),
+        confirm=lambda *_: whole,
+        attempt=lambda *_: True,
+        deployment=Deployment("packed"),
     )
     try_bits(workshop, Prediction(), 0.01, dict)
     groups = SimpleNamespace(widths={0: 32}, multiples={0: 8}, uniform=lambda _: (16,), allows=lambda _: True)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from micronet.compression.bits import slow_times
+from micronet.compression.bits import slow_times, try_bits
 from micronet.compression.correction import Correction
+from micronet.compression.costs import Deployment
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.judge import _of_parts, error_of_drop, quality_of_part
@@ -338,6 +339,22 @@ def test_plans_of_the_walk_are_made_first_where_they_show_most(monkeypatch):
     assert len(widths) == REHEARSED
     errors = [abs(prediction(plan) / measured(plan) - 1) for plan in path if plan.widths[0] <= max(widths)]
     assert max(errors) < 0.02
+
+
+def test_7_bits_are_tried_where_8_saturate_so_much_that_they_cannot_be_made(monkeypatch):
+    monkeypatch.setattr("micronet.compression.bits.has_vnni", lambda: False)
+    points = [Point("float", Plan())]
+
+    def make(name, plan, failed=""):
+        points.append(Point(name, plan, failed=failed))
+        return points[-1]
+
+    workshop = SimpleNamespace(
+        points=points, confirm=lambda *words: make(*words, failed="the outputs differ"), attempt=make,
+        notes=SimpleNamespace(decide=lambda _, find: find()), deployment=Deployment("openvino"),
+    )  # fmt: skip
+    prediction = SimpleNamespace(table=None, quantity="size", prepare=list, fit=lambda *_: None)
+    assert try_bits(workshop, prediction, 0.01, dict).plan == Plan(bits=7)
 
 
 def test_words_say_what_was_given_up_where():

@@ -456,3 +456,21 @@ def test_a_network_that_runs_a_graph_prints_no_traceback_of_its_errors(capsys):
         with pytest.raises(RuntimeError):
             each(torch.zeros(4, 5))
     assert capsys.readouterr() == ("", "")
+
+
+class Codes(nn.Module):
+    """A table whose last columns number categories, read in a loop over the columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.fc = nn.Embedding(4, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.fc(torch.cat([x[:, :2], *(self.words(x[:, i].long()) for i in range(2, x.shape[1]))], 1))
+
+
+def test_values_that_the_network_refuses_say_nothing_against_its_record():
+    x = torch.cat([torch.randn(6, 2), torch.randint(0, 4, (6, 2)).float()], 1)
+    net = Codes().eval()
+    traced, _ = record_network(net, x)
+    assert torch.equal(traced(x), net(x))

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+import micronet
 from micronet.errors import MicronetError
 from micronet.graph.record import UnbuiltError, record_network
 from micronet.graph.trace import trace
@@ -253,3 +254,4 @@ def test_layers_that_do_not_exist_yet_are_named():
     model = Unbuilt()
     model(IMAGES)
     assert trace(model, IMAGES) is not None
+    assert isinstance(micronet.quantize(Unbuilt(), data=[IMAGES], mode="ptq").model.layer, nn.Module)  # it ran first

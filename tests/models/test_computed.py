@@ -203,8 +203,8 @@ def test_a_pruned_network_stores_only_computed_weights_that_are_cut_and_says_wha
         "centers", "conv.bias", "conv.weight", "fc.bias", "fc.weight", "norm.bias", "norm.weight"
     ]  # fmt: skip
     text = "\n".join(lines.lines)
-    assert "stored 2 computed weights" in text
-    assert "a later training changes them directly" in text
+    assert "stored the values of 2 computed weights" in text
+    assert "a later training changes these values" in text
     (tmp_path / "net.py").write_text(STANDARDIZED)
     micronet.save(pruned, tmp_path / "pruned.safetensors", build=f"{tmp_path}/net.py:Cosine")
     again = micronet.load(tmp_path / "pruned.safetensors", SCOPE["Cosine"]()).model.eval()

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import micronet
+from micronet.errors import FailedError
 from micronet.models.device import Inputs
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.graph_export import export_graph
@@ -125,3 +126,20 @@ def test_what_a_forward_keeps_for_the_length_of_its_input_fixes_no_length():
         proto = micronet.export_onnx(net, x, dynamic="batch,1", skip_timing=True)  # compares it at 3 and at 12
         assert [each.dim_param for each in proto.graph.input[0].type.tensor_type.shape.dim[:2]] == ["batch", "axis1"]
     assert not quantized.history[-1].result.get("fixed_sizes")
+
+
+class EvenLengths(nn.Module):
+    """Drops the last of an odd number of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        x = self.layer(x)
+        return x[:, :-1] if x.shape[1] % 2 else x
+
+
+def test_a_file_that_fixes_whether_a_length_is_odd_is_refused():
+    with pytest.raises(FailedError, match="for inputs of 9x3, so a size may be fixed in it"):
+        micronet.export_onnx(EvenLengths().eval(), torch.randn(4, 8, 3), dynamic="batch,1", skip_timing=True)

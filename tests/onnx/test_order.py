@@ -27,5 +27,5 @@ def test_nodes_are_sorted_by_what_they_and_their_branches_read(tmp_path):
 
 
 def test_nodes_that_read_each_other_are_refused(tmp_path):
-    with pytest.raises(MicronetError, match=r"round\.onnx is not a complete ONNX model"):
+    with pytest.raises(MicronetError, match=r"round\.onnx .*the nodes Add, If read each other"):
         read_onnx(_saved(tmp_path / "round.onnx", f"h = Add(y, x) y = If<{ARMS}>(c)"))

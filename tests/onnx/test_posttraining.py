@@ -273,3 +273,26 @@ def test_a_pipe_in_place_of_a_cache_is_refused(tmp_path):
     assert not is_legacy_cache(tmp_path / "a.cache")
     with pytest.raises(MicronetError, match="not a TensorRT calibration cache"):
         read_legacy_cache(tmp_path / "a.cache")
+
+
+def test_names_of_axes_that_outputs_of_other_sizes_share_are_left_out():
+    """TorchScript's exporter calls the sides of all levels of a pyramid alike."""
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Relu", ["x"], ["fine"]),
+            onnx.helper.make_node("MaxPool", ["fine"], ["coarse"], kernel_shape=[2, 2], strides=[2, 2]),
+            onnx.helper.make_node("GlobalAveragePool", ["coarse"], ["all"]),
+        ],
+        "pyramid",
+        [onnx.helper.make_tensor_value_info("x", 1, ["n", 3, "h", "w"])],
+        [
+            onnx.helper.make_tensor_value_info(name, 1, ["n", 3, *sides])
+            for name, sides in (("fine", ["a", "b"]), ("coarse", ["a", "b"]), ("all", ["c", 1]))
+        ],
+    )
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    found = [
+        [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in pt.prepare(proto).graph.output
+    ]
+    assert found == [["n", 3, 0, 0], ["n", 3, 0, 0], ["n", 3, "c", 1]]

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from onnx.numpy_helper import to_array
+from torch import nn
 
 import micronet
 from micronet.artifact.artifact import Artifact
@@ -313,6 +314,14 @@ def test_what_stays_in_float_and_what_is_slower_in_integers_is_named():
 class Waves(torch.nn.Conv1d):
     def forward(self, wave):
         return super().forward(wave)
+
+
+def test_a_relu_that_signed_integers_keep_from_being_fused_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3), nn.Flatten())
+    quantized = micronet.quantize(net, data=[torch.randn(4, 3, 8, 8)], mode="ptq", a_sign="signed")
+    found = count_integer_layers(to_onnx(quantized, torch.randn(2, 3, 8, 8)))
+    assert found["convolutions"] == {"integer": 1, "all": 2}
+    assert "Relu clips" in found["float"]["0"] and "--a-sign signed" in found["float"]["0"]
 
 
 def test_an_input_that_is_no_image_has_the_name_of_its_argument():
