@@ -31,7 +31,9 @@ from micronet.pruning.ids import (
     combine,
     dense,
     distinct,
+    first_along,
     ids_along,
+    is_empty,
     is_whole_group,
     spread,
     varies,
@@ -99,8 +101,7 @@ class Follower:
             call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
         if not call.tensors:
             own = {name: value for name, value in call.kwargs.items() if name != "dtype"}  # that of ids may not do
-            call = call if module is not None else replace(call, kwargs=own)
-            return call.fixed if module is not None else tree_map(without_ids, call.run())
+            return call.fixed if module is not None else tree_map(without_ids, replace(call, kwargs=own).run())
         if module is None:
             return self._visit_operation(call)
         result = self._visit_module(call, str(node.target), module)
@@ -122,14 +123,15 @@ class Follower:
 
     def _visit_operation(self, call: NodeCall) -> Any:
         kind, target = call.kind, call.node.target
-        if kind == "metadata":
-            return call.run()
-        if kind == "creating":
+        if kind in ("metadata", "creating"):
             return tree_map(without_ids, call.run())
-        if target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1])):
-            return self._probe(call, "forward() indexes it with a tensor")
-        if kind == "moving":
+        indexes = target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1]))
+        if kind == "moving" and not indexes:
             return self._move(call)
+        if is_empty((call.tensors, call.fixed)):
+            return self._give_up(call, f"{call.node.name} in forward() has an empty tensor for the example input")
+        if indexes:
+            return self._probe(call, "forward() indexes it with a tensor")
         if call.writes_part:
             return self._give_up(call, "forward() overwrites part of it")
         if target is F.pad and len(call.args[1]) // 2 <= call.tensors[0].dim() - 2:
@@ -188,6 +190,8 @@ class Follower:
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
         if layer.inputs is None:
             self.table.pin(call.ids, f"{name} uses it with channels on more than one axis")
+        if is_empty(call.tensors):
+            self.unsupported[name] = "takes an empty tensor for the example input"
         if call.module not in self._owners:
             self.unsupported[name] = "has a weight that is shared or computed"
         known = self.layers.setdefault(name, layer)
@@ -223,8 +227,7 @@ class Follower:
         if (call.ids == FIXED).all() and shapes(moved) != shapes(call.fixed):  # it resizes what cannot be cut
             return self._misfit(call)
         if not any(map(self._own.holds, call.tensors)):
-            found = call.reshape(moved, split_sizes(call.node))
-            self.reshapes |= {} if found is None else {call.key: found}
+            self.reshapes |= {call.key: found} if (found := call.reshape(moved, split_sizes(call.node))) else {}
         return moved
 
     def _pool(self, call: NodeCall) -> Any:
@@ -259,9 +262,7 @@ class Follower:
         narrowed = x.size(axis) == 1 and self.table.is_narrowed(distinct(x))  # to one block
         if ids is not None or not (varies(x, axis) or narrowed):
             return ids
-        first = x
-        for other in set(range(x.dim())) - {axis % x.dim()}:
-            first = first.narrow(other, 0, 1)
+        first = first_along(x, axis)
         self.table.merge(*(each.numpy().ravel() for each in dense(first.expand_as(x), x)))
         return first.flatten().numpy().copy()
 
@@ -287,8 +288,7 @@ class Follower:
     def _gate(self, call: NodeCall) -> Any:
         """Follow a gated linear unit: channels at the same place of both halves are cut together."""
         axis = call.argument(1, "dim", getattr(call.module, "dim", -1))
-        x = call.tensors[0]
-        return self._combine(replace(call, args=tuple(x.chunk(2, axis)), kwargs={}, module=None))
+        return self._combine(replace(call, args=tuple(call.tensors[0].chunk(2, axis)), kwargs={}, module=None))
 
     def _misfit(self, call: NodeCall) -> Any:
         """Give up a call whose sizes do not fit these widths, and the channels whose number is among the sizes."""

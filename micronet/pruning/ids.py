@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 Ids = NDArray[np.int64]
 STRIDE = 1 << 32  # an id is group * STRIDE + channel
@@ -49,6 +50,11 @@ def without_ids(value: Any) -> Any:
     return torch.tensor(FIXED).expand(value.shape) if isinstance(value, Tensor) else value
 
 
+def is_empty(value: Any) -> bool:
+    """Return True if a tensor in a value has no elements, so that it shows no channels."""
+    return any(isinstance(leaf, Tensor) and not leaf.numel() for leaf in tree_leaves(value))
+
+
 def distinct(x: Tensor) -> Ids:
     """Return the sorted ids that occur in a tensor."""
     found: Ids = np.unique(_unexpanded(x).numpy())
@@ -67,9 +73,14 @@ def ids_along(x: Tensor, *axes: int) -> Ids | None:
     others = set(range(x.dim())) - {axis % x.dim() for axis in axes}
     if not x.numel() or any(varies(x, other) for other in others):
         return None
-    for other in others:
+    return first_along(x, *axes).squeeze(tuple(others)).numpy().copy()
+
+
+def first_along(x: Tensor, *axes: int) -> Tensor:
+    """Return a tensor's elements along one or several axes, at the first place of the others."""
+    for other in set(range(x.dim())) - {axis % x.dim() for axis in axes}:
         x = x.narrow(other, 0, 1)
-    return x.squeeze(tuple(others)).numpy().copy()
+    return x
 
 
 def varies(x: Tensor, axis: int) -> bool:
@@ -82,11 +93,7 @@ def varies(x: Tensor, axis: int) -> bool:
 
 def channels_along(x: Tensor, axis: int) -> int | None:
     """Return how many channels lie along an axis, at the first place of the others; None if they do not differ."""
-    if not varies(x, axis):
-        return None
-    for other in set(range(x.dim())) - {axis}:
-        x = x.narrow(other, 0, 1)
-    return len(distinct(x))
+    return len(distinct(first_along(x, axis))) if varies(x, axis) else None
 
 
 def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[tuple[Tensor, str]]]:

@@ -168,3 +168,31 @@ def test_channels_that_a_network_returns_as_scores_are_outputs(last):
     _, _, plan = prune_model(model, CONFIG, IMAGES)
     notes = {group.layers[0]: group.note for group in plan.groups.values()}
     assert notes == {"0": "", "1": "its channels are network outputs"}
+
+
+class Experts(nn.Module):
+    """A mixture of experts: each takes the rows that it is the first choice of, perhaps none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleList([nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)) for _ in range(2)])
+
+    def forward(self, x):
+        y, choice = self.first(x), (x[:, 0] > 0).long()
+        out = torch.zeros_like(y)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(choice == number)[0]
+            found = expert(y[rows])
+            out.index_add_(0, rows, found + found.sum(0))
+        return self.last(out)
+
+
+@pytest.mark.parametrize(("low", "unused"), [(-1, []), (0.1, ["experts.0.0", "experts.0.2"])], ids=str)
+def test_layers_of_the_rows_that_a_mask_selects_are_cut_unless_there_are_none(low, unused):
+    rows = torch.linspace(low, 1, 16 * 4, dtype=torch.float64).view(16, 4)
+    _, _, plan = prune_model(Experts().double().eval(), CONFIG, rows)
+    group = {name: group for group in plan.groups.values() for name in group.layers}
+    hidden = ["experts.0.0", "experts.1.0"]
+    assert [name for name in hidden if group[name].after < 16] == [name for name in hidden if name not in unused]
+    assert all("empty tensor for the example input" in group[name].note for name in unused)
