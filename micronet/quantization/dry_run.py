@@ -21,8 +21,10 @@ NO_EFFECT = "its quantized values do not reach the output"
 PARTLY_EMPTY = f"{NO_EFFECT}, part of which was empty for the example input"
 
 
-def find_idle(model: nn.Module, example: Example, progress: Progress | None = None) -> dict[str, str]:
-    """Run a network with placed quantizers on an example; return those without effect.
+def find_idle(
+    model: nn.Module, example: Example, progress: Progress | None = None, batches: Iterable[Example] = ()
+) -> dict[str, str]:
+    """Run a network with placed quantizers on an example; return those without effect on it, and on other inputs.
 
     In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
     reaches, has an effect. Where the gradient is zero, NaN in its place decides, and where it is cut off, NaN in place
@@ -34,6 +36,7 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
         model: The network, calibrated or not.
         example: An input, or a tuple of inputs.
         progress: Where to report progress.
+        batches: Other inputs, for layers that compute only some samples, such as those of a mixture of experts.
 
     Returns:
         The quantizers without effect, ``module.slot``, and the reason.
@@ -47,13 +50,24 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
         with suppress(Exception):  # a user's forward may need all samples, or find something in the others only
             if not _idle(model, first, progress):
                 return {}
-    return _idle(model, example, progress)
+    idle, quantizers = _idle(model, example, progress), _quantizers(model)
+    for batch in batches:
+        if not idle:
+            break
+        inputs = as_inputs(model, batch)
+        outputs, _ = _run(model, inputs, quantizers, gradient=False)
+        unused = _without_effect(model, inputs, outputs, list(idle), progress)
+        idle = {name: why for name, why in idle.items() if name in unused}
+    return idle
+
+
+def _quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    return {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
 
 
 def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, str]:
     progress.step("checking the quantizers", 0, 1)
-    quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
-    inputs = as_inputs(model, example)
+    quantizers, inputs = _quantizers(model), as_inputs(model, example)
     try:
         outputs, factors = _run(model, inputs, quantizers, gradient=True)
         waiting = _without_gradient(outputs, factors)
@@ -67,8 +81,16 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
             "are not trained yet, lower the score threshold in the network"
         )
     idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
-    together = len(waiting)  # how many to try in one run: most of them are without effect, or most have one
     why = NO_EFFECT if all(out.numel() for out in outputs) else PARTLY_EMPTY
+    return idle | dict.fromkeys(_without_effect(model, inputs, outputs, waiting, progress), why)
+
+
+def _without_effect(
+    model: nn.Module, inputs: tuple[Any, ...], outputs: list[Tensor], waiting: list[str], progress: Progress
+) -> list[str]:
+    """Return the quantizers whose values can be NaN without a change in the outputs."""
+    quantizers, found = _quantizers(model), list[str]()
+    together = len(waiting)  # how many to try in one run: most of them are without effect, or most have one
     while waiting:
         some = waiting[:together]
         progress.step("checking the quantizers", len(quantizers) - len(waiting), len(quantizers))
@@ -76,11 +98,11 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
             others = tensors_in(model(*copied(inputs)))
         unchanged = all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
         if unchanged:
-            idle |= dict.fromkeys(some, why)
+            found += some
         if unchanged or len(some) == 1:
             waiting = waiting[len(some) :]
         together = 2 * len(some) if unchanged else max(1, len(some) // 2)
-    return idle
+    return found
 
 
 def _run(

@@ -44,6 +44,7 @@ def quantize_model(
     example: Example | None = None,
     infinite: Collection[str] = (),
     progress: Progress | None = None,
+    batches: Collection[Example] = (),
 ) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a float network with quantizers placed, and the record that rebuilds it.
 
@@ -55,9 +56,10 @@ def quantize_model(
         config: Which tensors are quantized, and how.
         example: An input, or a tuple of inputs. A forward that torch.fx cannot trace symbolically is traced while it
             runs on the example; without one, only the layers' own inputs are quantized. Quantizers without effect on
-            the example's output are removed, and their layers stay float.
+            the example's output, and on that of ``batches``, are removed, and their layers stay float.
         infinite: Quantizers, ``module.slot``, not to place, because infinity reaches them on other inputs.
         progress: Where to report progress: tracing and checking run the network several times.
+        batches: More inputs, for layers that the example does not reach.
 
     Raises:
         MicronetError: Nothing in the network can be quantized, or its output for the example is empty.
@@ -67,8 +69,8 @@ def quantize_model(
     placement = _place(model, config, example, infinite)
     quantized = placement.apply(copy_model(model))
     if example is not None and (found := find_infinite(quantized, [example])):
-        return quantize_model(model, config, example, {*infinite, *found}, progress)
-    if example is not None and (idle := find_idle(quantized, example, progress)):
+        return quantize_model(model, config, example, {*infinite, *found}, progress, batches)
+    if example is not None and (idle := find_idle(quantized, example, progress, batches)):
         placement.remove(idle)
         if not placement.inputs:
             raise MicronetError(f"nothing can be quantized: {'; '.join(dict.fromkeys(idle.values()))}")

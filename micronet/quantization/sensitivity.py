@@ -51,7 +51,7 @@ def measure_sensitivity(
     model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress
 ) -> list[LayerSensitivity]:
     """Quantize each layer alone as the config says, and return the layers, the most sensitive (lowest SQNR) first."""
-    every, record = quantize_model(model, config, probe.example)
+    every, record = quantize_model(model, config, probe.example, batches=probe.batches)
     statistics = collect(every, probe.batches)
     reference, base = _outputs(model, probe.batches), probe.accuracy(model)
     found = []
@@ -82,7 +82,7 @@ def keep_sensitive(
     Raises:
         FailedError: The drop exceeds the target even with all layers at 8 bits.
     """
-    statistics = collect(quantize_model(model, config, probe.example)[0], probe.batches)
+    statistics = collect(quantize_model(model, config, probe.example, batches=probe.batches)[0], probe.batches)
     base = probe.accuracy(model)
 
     def with_8bit(count: int) -> QuantConfig:
@@ -105,7 +105,7 @@ def keep_sensitive(
 
 
 def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, probe: Probe) -> nn.Module:
-    quantized, _ = quantize_model(model, config, probe.example)
+    quantized, _ = quantize_model(model, config, probe.example, batches=probe.batches)
     places = {f"{name}.{slot}" for name, slot, q in each_quantizer(quantized) if slot != "weight_quantizer"}
     if not places <= statistics.keys():  # next to binary activations, 8-bit layers have quantizers in other places
         statistics = {**statistics, **collect(quantized, probe.batches)}

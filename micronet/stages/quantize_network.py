@@ -199,9 +199,9 @@ class Quantizing:
 
     def _placed(self, floating: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
         """Return a network with quantizers, calibrated if there are inputs, without heads that 8 bits would destroy."""
-        progress, infinite = self.run.progress, set[str]()
-        model, record = quantize_model(floating, config, self.example, infinite, progress)
-        if not self.calibration_inputs:
+        progress, infinite, batches = self.run.progress, set[str](), self.calibration_inputs
+        model, record = quantize_model(floating, config, self.example, infinite, progress, batches)
+        if not batches:
             return model, record
         try:
             statistics, heads = self._set_ranges(model, floating, {})
@@ -209,10 +209,11 @@ class Quantizing:
             infinite = find_infinite(model, self.calibration_inputs)
             if not infinite:
                 raise
-            model, record = quantize_model(floating, config, self.example, infinite, progress)
+            model, record = quantize_model(floating, config, self.example, infinite, progress, batches)
             statistics, heads = self._set_ranges(model, floating, {})
         if destroyed := find_destroyed(model, heads):
-            model, record = quantize_model(floating, excluding(config, destroyed), self.example, infinite, progress)
+            config = excluding(config, destroyed)
+            model, record = quantize_model(floating, config, self.example, infinite, progress, batches)
             record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
             self._set_ranges(model, floating, statistics)  # those of the other layers' inputs are the same
         return model, record

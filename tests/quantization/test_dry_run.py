@@ -82,6 +82,27 @@ def test_every_quantizer_has_an_effect_or_its_layer_is_named(kind, monkeypatch):
     assert torch.equal(again.eval()(IMAGES), whole)
 
 
+class Chooses(nn.Module):
+    """A layer for the samples whose first number is positive, and one for the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.negative, self.positive = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        chosen = x[:, 0] > 0
+        negative, positive = self.negative(x[~chosen]), self.positive(x[chosen])
+        return torch.cat([negative, positive])
+
+
+def test_a_layer_that_only_other_samples_than_the_example_reach_is_quantized():
+    rows = torch.linspace(-1, 1, 32).view(8, 4)
+    config = QuantConfig(first_last="8bit")
+    assert quantize_model(Chooses(), config, rows[:2])[1].result["left_float"] == {"positive": NO_EFFECT}
+    assert quantize_model(Chooses(), config, rows[:2], batches=[rows[:2], rows])[1].result["left_float"] == {}
+    assert micronet.quantize(Chooses(), mode="ptq", data=[rows], first_last="8bit").left_float == {}
+
+
 def test_the_callers_random_numbers_stay_as_they_are():
     model = Plain()
     before = torch.get_rng_state()
