@@ -1,5 +1,6 @@
 """What decides on the quantizers of a traced network; see ``quantize`` for where they go."""
 
+import itertools
 from collections.abc import Collection
 from operator import attrgetter
 
@@ -62,7 +63,7 @@ class GraphPlacer(Placer):
             return
         if self._config.a_bits == "binary" and rule == "same":
             self.placement.inputs[name] = self._binarize(node)
-        elif source.op == "placeholder" and self._graph.call_count(layer) == 1:
+        elif (source.op == "placeholder" or self._is_overwritten(node)) and self._graph.call_count(layer) == 1:
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
             float_outside = self._joins.is_float_sum(source) or self._is_result(source)
@@ -70,6 +71,17 @@ class GraphPlacer(Placer):
             quantizer = self._quantize_branch(node, rule) if apart or padded else self._quantize_output(source, rule)
             if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
                 self.placement.inputs[name] = quantizer
+
+    def _is_overwritten(self, layer: fx.Node) -> bool:
+        """Return True if other nodes write into what a layer reads after the node that made it, and before the layer.
+
+        So do the experts of a mixture: each adds its rows to the same tensor.
+        """
+        source = self._source(layer)
+        before = itertools.takewhile(lambda node: node is not layer, self._graph.fx.nodes)
+        writers = (node for node in before if ops.writes_in_place(node) and not self._graph.preserves_values(node))
+        written = (each for node in writers for each in (*node.args[:1], node.kwargs.get("out")))
+        return any(isinstance(each, fx.Node) and self._graph.origin(each) is source for each in written)
 
     def _is_result(self, source: fx.Node) -> bool:
         """Return True if the network also returns a tensor that no runtime computes together with a layer."""

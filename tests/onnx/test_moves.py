@@ -17,7 +17,7 @@ from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.integer_words import describe
 from micronet.onnx.integers import count_integer_layers
-from micronet.onnx.layer_agreement import compare_layers
+from micronet.onnx.layer_agreement import compare_inside, compare_layers
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.ops import SMOOTH
 from micronet.onnx.speed import without_quantizers
@@ -229,3 +229,33 @@ def test_a_gate_on_a_grid_of_any_width_is_tried_without_overflow(step):
     with np.errstate(over="raise", invalid="raise"):
         quantize_gates(model)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == 3
+
+
+class Experts(torch.nn.Module):
+    """A mixture of experts, each of which writes its rows into one tensor."""
+
+    def __init__(self, adds):
+        super().__init__()
+        self.experts, self.last = torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(2)]), torch.nn.Linear(8, 3)
+        self.adds = adds
+
+    def forward(self, x):
+        out, choice = torch.zeros_like(x), (x[:, 0] > 0).long()
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(choice == number)[0]
+            if self.adds:
+                out.index_add_(0, rows, expert(x[rows]))
+            else:
+                out[rows] = expert(x[rows])
+        return self.last(out)
+
+
+def test_a_tensor_that_the_forward_writes_into_is_quantized_as_it_is_read():
+    torch.manual_seed(0)
+    rows, config = torch.randn(16, 8), QuantConfig(first_last="8bit")
+    model, record = quantize_model(Experts(adds=True).eval(), config, rows)
+    calibrate(model, [rows])
+    for placed in (record, quantize_model(Experts(adds=False).eval(), config, rows)[1]):
+        assert placed.result["inputs"]["last"] == "last.input_quantizer"
+    steps, error = compare_inside(model, to_onnx(Artifact(model, ModelSpec("mine.py:Mine"), [record]), rows), rows)
+    assert max(steps.values()) <= 1 and error < 1e-3
