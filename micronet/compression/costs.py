@@ -141,7 +141,7 @@ def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, lis
     values of a convolution alone before and after it, which inside a network they do not. The results are added; in
     integers so are those of the one, since there the sums cost time of their own. Each time is the least of many calls
     in turns, at several moments, so that other work on the machine hardly changes their order. At each moment, the
-    networks are opened anew: the memory of one may be laid out so badly that it takes three times as long.
+    networks are opened anew, since the memory of one may have been laid out badly.
     """
     passes = [_times_once(keys, deployment) for _ in range(PASSES)]
     (call, *least), (_, *more) = (
