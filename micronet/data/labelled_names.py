@@ -19,14 +19,14 @@ def is_labelled(names: Collection[str]) -> bool:
 
 
 def are_images(stored: Mapping[str, Any]) -> bool:
-    """Return True if the inputs of a data set with labels are images; ``stored``: arrays, or what has their dtypes."""
-    return IMAGES in stored and getattr(stored[IMAGES], "dtype", None) == np.uint8
+    """Return True if the inputs of a data set with labels are images; ``stored``: arrays or their headers."""
+    return IMAGES in stored and stored[IMAGES].dtype == np.uint8
 
 
 def input_arrays(stored: Mapping[str, Any]) -> dict[str, str]:
     """Return the inputs and the arrays that hold them: of a data set with labels, those for training.
 
-    Beside images, other arrays are no inputs. ``stored``: arrays, or what has their dtypes, by their names.
+    If ``x_train`` holds images, all other arrays are ignored. ``stored``: arrays or their headers, by their names.
     """
     if not is_labelled(stored):
         return {name: name for name in stored}

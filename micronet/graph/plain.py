@@ -208,7 +208,7 @@ def _layer(
 
 
 def made_name(tensor: str) -> str:
-    """Return the name of a layer whose first tensor, its weight if it has one, is no module's own."""
+    """Return the name of a layer made for a call; ``tensor``: the first that the call reads, as a weight."""
     return f"{tensor.replace('.', '_')}_layer"
 
 

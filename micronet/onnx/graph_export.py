@@ -80,9 +80,8 @@ def export_graph(
     """
     axes = config.axes
     batch = images if isinstance(images, Inputs) else Inputs([images])
-    example = tuple(
-        x[: 2 if 0 in axes else 1].contiguous() for x in batch
-    )  # torch would fix the size of an axis of size 1
+    samples = 2 if 0 in axes else 1  # torch would fix the size of an axis of size 1
+    example = tuple(x[:samples].contiguous() for x in batch)
     _check_axes(batch, config)
     try:  # the exporter's own message would hide the reason
         # What a forward keeps for the next call, such as cosines of each position, may depend on the inputs' sizes.
@@ -100,28 +99,11 @@ def export_graph(
     translations |= cumprod_translation(config.opset)
     if attention.found:
         translations |= attention_translation(config.opset)
-    fixed: set[tuple[int, int]] = set()  # inputs and axes
-    program = None
-    while program is None:
-        try:
-            with closing(_Phases(progress or Silent())) as phases, redirect_stdout(phases):
-                program = _run_exporter(model, example, axes, fixed, inputs, config.opset, translations)
-        except Exception as error:  # the exporter wraps the error that names the reason in one of several types
-            static = {(int(index), int(axis)) for index, axis in _STATIC.findall(str(error))} - fixed
-            if not static:
-                cure = "--dynamic batch" if len(axes) > 1 else "--dynamic none, a file for one sample at a time"
-                raise MicronetError(
-                    "torch cannot export this network to ONNX: "
-                    f"{describe_failure(error, model, f'; try {cure}' if axes else '')}"
-                ) from error
-            fixed |= static
-            for axis, name in axes.items():
-                if all((index, axis) in fixed for index, x in enumerate(example) if axis < x.dim()):
-                    raise MicronetError(_describe_fixed(name)) from error
-    _name_values(program.model.graph, inputs, outputs)
-    for owner, name, size in _name_axes(program.model.graph, axes):
-        (progress or Silent()).line(f"warning: {name} of {owner} stays {size}, because the network fixes it")
-    exported: ir.Model = program.model
+    progress = progress or Silent()
+    exported = _export(model, example, axes, inputs, config.opset, translations, progress)
+    _name_values(exported.graph, inputs, outputs)
+    for owner, name, size in _name_axes(exported.graph, axes):
+        progress.line(f"warning: {name} of {owner} stays {size}, because the network fixes it")
     return exported
 
 
@@ -139,6 +121,34 @@ def _check_axes(batch: Inputs, config: ExportConfig) -> None:
         raise MicronetError(
             f"--dynamic {config.dynamic}: no input has an axis {last}; the last one is {max(ranks) - 1}, and 0 is batch"
         )
+
+
+def _export(
+    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, str], inputs: list[str], opset: int,
+    translations: dict[Any, Any], progress: Progress,
+) -> ir.Model:  # fmt: skip
+    """Return a network's ONNX model; an input that fixes an axis keeps its size if another input leaves it free.
+
+    Raises MicronetError if no input leaves it free, or torch cannot export the network.
+    """
+    fixed: set[tuple[int, int]] = set()  # inputs and axes
+    while True:
+        try:
+            with closing(_Phases(progress)) as phases, redirect_stdout(phases):
+                exported: ir.Model = _run_exporter(model, example, axes, fixed, inputs, opset, translations).model
+                return exported
+        except Exception as error:  # the exporter wraps the error that names the reason in one of several types
+            static = {(int(index), int(axis)) for index, axis in _STATIC.findall(str(error))} - fixed
+            if not static:
+                cure = "--dynamic batch" if len(axes) > 1 else "--dynamic none, a file for one sample at a time"
+                raise MicronetError(
+                    "torch cannot export this network to ONNX: "
+                    f"{describe_failure(error, model, f'; try {cure}' if axes else '')}"
+                ) from error
+            fixed |= static
+            for axis, name in axes.items():
+                if all((index, axis) in fixed for index, x in enumerate(example) if axis < x.dim()):
+                    raise MicronetError(_describe_fixed(name)) from error
 
 
 def _run_exporter(

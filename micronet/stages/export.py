@@ -70,17 +70,11 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.onnx.speed import measure_size, measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
-        from micronet.stages.quantize_warnings import FIXED_SIZES
         from micronet.tasks.task import CLASSIFICATION
 
         artifact, given = checked_inputs(self, context)
         first = given[0]
-        fixing = [record.stage for record in artifact.history if record.result.get(FIXED_SIZES)]
-        if fixing and self.export.axes.keys() - {0}:
-            raise MicronetError(
-                f"{fixing[0]} fixed the sizes of this network's inputs, because forward() loops over them, or computes "
-                "with them in a way that cannot be traced; pass --dynamic batch"
-            )
+        self._check_sizes(artifact)
         if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
             context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
         (progress := context.progress).step("exporting", 0, 1)
@@ -115,6 +109,17 @@ class ExportOnnx(CheckedSettings, Stage):
             about["integers"] = {**integers, "words": describe(integers)}
         about["left_float"] = artifact.left_float if integers is None else integers["float"]
         return Outcome(proto, about)
+
+    def _check_sizes(self, artifact: "Artifact") -> None:
+        """Raise MicronetError if sizes are to stay free that a stage before fixed."""
+        from micronet.stages.quantize_warnings import FIXED_SIZES
+
+        fixing = [record.stage for record in artifact.history if record.result.get(FIXED_SIZES)]
+        if fixing and self.export.axes.keys() - {0}:
+            raise MicronetError(
+                f"{fixing[0]} fixed the sizes of this network's inputs, because forward() loops over them, or computes "
+                "with them in a way that cannot be traced; pass --dynamic batch"
+            )
 
     def write(self, product: Any, path: Path) -> None:
         """Write the file."""
