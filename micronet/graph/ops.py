@@ -113,6 +113,14 @@ PART = _family(
     functions=(operator.getitem, torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind),
     methods="chunk split narrow select unbind",
 )
+# Elements that a mask selects, or the places of those: there may be none.
+SELECTS = _family(
+    functions=(
+        operator.getitem, operator.setitem, torch.where, torch.nonzero, torch.argwhere, torch.masked_select,
+        torch.masked_scatter,
+    ),
+    methods="where nonzero argwhere masked_select masked_scatter masked_scatter_",
+)  # fmt: skip
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
 
 # Facts about a tensor other than its values.

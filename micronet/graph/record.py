@@ -65,6 +65,12 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     plain = make_plain(recorder.graph, recorder.root, training=False)
     with context():
         trained = _record_training(model, inputs)
+    if recorder.selects_none and (skipped := _uncalled(recorder, trained)):
+        raise MicronetError(
+            f"forward() selects no elements of the example input{recorder.selects_none}, and does not call "
+            f"{', '.join(skipped[:3])}{' and others' * (len(skipped) > 3)}, so the network cannot be traced; pass an "
+            "example of more samples, which reaches all layers"
+        )
     if trained is not None:
         plain |= make_plain(trained.graph, trained.root, training=True, only=plain)
     follow_mode(recorder, trained)
@@ -134,6 +140,14 @@ def describe_example(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
             f"{LARGEST_INPUT:,} elements"
         )
     return describe_inputs(inputs)
+
+
+def _uncalled(recorder: Recorder, trained: Recorder | None) -> list[str]:
+    """Return the modules with parameters that a network uses in neither mode."""
+    graphs = [recorder.graph] if trained is None else [recorder.graph, trained.graph]
+    used = {f"{node.target}." for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    names = [f"{name}." for name, module in recorder.root.named_modules() if name and module._parameters]
+    return [name[:-1] for name in names if not any(name.startswith(each) or each.startswith(name) for each in used)]
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
 from micronet.graph.numpy_values import from_numpy
+from micronet.graph.ops import SELECTS
 from micronet.graph.size import SIZE_ARITHMETIC, Size, is_size
 from micronet.graph.user_lines import user_line
 from micronet.models.outputs import tensors_in
@@ -51,7 +52,7 @@ class Recorder(TorchFunctionMode):
         self._kept: list[Any] = []  # the tensors, so that no other object gets the id of one
         self._inside: Any = None  # the leaf or the torch function that runs
         self._arguments: Any = ()  # the nodes that the leaf was called with
-        self.reads = ""
+        self.reads = self.selects_none = ""  # the line that reads values, and that which selects no elements
         for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
             if isinstance(tensor, nn.Parameter):
                 self.root.register_parameter(name, tensor)
@@ -160,6 +161,8 @@ class Recorder(TorchFunctionMode):
         if target in DROPOUTS:
             return self._result(value, self._dropout(DROPOUTS[target], nodes[0][0], kwargs["p"]))
         node = self.graph.create_node(kind, target, *nodes)
+        if not self.selects_none and SELECTS.matches(node) and any(not x.numel() for x in tensors_in(value)):
+            self.selects_none = user_line(traceback.extract_stack())
         return self._result(value, node)
 
     def _first_input(self) -> fx.Node:

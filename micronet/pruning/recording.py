@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from micronet.graph import ops
 from micronet.graph.graph_module import GraphModule
-from micronet.pruning.ids import without_ids
+from micronet.pruning.ids import is_empty, without_ids
 from micronet.pruning.kinds import kind_of
 
 Key = tuple[int, str]  # a graph's index and a node's name
@@ -46,6 +47,10 @@ class Recording:
         """Return True if a graph has run."""
         return any(index == graph for index, _ in self.results)
 
+    def has_all(self, graph: int) -> bool:
+        """Return True if a graph has run, and no result is an empty tensor."""
+        return self.has(graph) and not is_empty([each for (index, _), each in self.results.items() if index == graph])
+
     def clear(self) -> None:
         """Forget everything."""
         self.results.clear()
@@ -53,16 +58,23 @@ class Recording:
 
 
 class Run(nn.Module):
-    """A traced forward that records the result of each node while it runs; ``index``: of its graph."""
+    """A traced forward that records the result of each node while it runs; ``index``: of its graph.
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, recording: Recording) -> None:
+    ``select_some``: where a forward selects elements by their values and there are none, take the first one, so that
+    the layers behind it compute something; what the network returns is wrong then.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, index: int, recording: Recording, *, select_some: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
-        self._graph, self._index, self._recording = graph, index, recording
+        self._graph, self._index, self._recording, self._select_some = graph, index, recording, select_some
 
     def forward(self, *inputs: Any) -> Any:
         """Return what the network returns."""
-        return _Recorder(self.model, self._graph, self._index, self._recording).run(*inputs)
+        recorder = _SelectingRecorder if self._select_some else _Recorder
+        return recorder(self.model, self._graph, self._index, self._recording).run(*inputs)
 
 
 class _Recorder(fx.Interpreter):
@@ -77,6 +89,23 @@ class _Recorder(fx.Interpreter):
         result = super().run_node(n)
         self._recording.results[key] = tree_map(without_ids, result)
         return result
+
+
+class _SelectingRecorder(_Recorder):
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n.op != "call_module" and ops.SELECTS.matches(n):
+            args, kwargs = tree_map(_with_some, (args, kwargs))
+        return args, kwargs
+
+
+def _with_some(value: Any) -> Any:
+    """Return a mask with its first element set if it has none that is set; anything else unchanged."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool or not value.numel() or value.any():
+        return value
+    first = torch.zeros_like(value)
+    first.view(-1)[0] = True
+    return first
 
 
 def _may_run_again(node: fx.Node, module: nn.Module | None) -> bool:

@@ -76,8 +76,8 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
-                if not recording.has(index):
-                    Run(model, graph, index, recording)(*as_inputs(model, example))
+                if not recording.has_all(index):
+                    Run(model, graph, index, recording, select_some=True)(*as_inputs(model, example))
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything

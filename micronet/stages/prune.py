@@ -112,16 +112,13 @@ class Prune(ConvertSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
-        from micronet.data.memory import MemoryData
-        from micronet.stages.inputs import example_input
+        from micronet.stages.prune_example import pruning_example
         from micronet.stages.prune_network import Pruning
 
         run, memory = run_context(self, context), context.memory
         example = memory.example
-        if example is None and isinstance(self.data.data, MemoryData):
-            example = self.data.data.inputs(context.artifact.model, 1)[0]
-        elif example is None:
-            example = example_input(context.artifact, self.input_shape)
+        if example is None:
+            example = pruning_example(context.artifact, self.data, self.input_shape)
         pruning = Pruning(context.artifact, self, example, run)
         if self.sensitivity:
             rows, metric = pruning.sensitivity(), pruning.data.task.main

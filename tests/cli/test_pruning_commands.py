@@ -85,6 +85,45 @@ def test_a_network_of_several_inputs_and_outputs_is_timed_and_the_next_command_r
     assert micronet(*done.json["next"].split()[1:], "--epochs", 1, "-o", tmp_path / "tuned.safetensors").code == 0
 
 
+EXPERTS = """
+import torch
+from torch import nn
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.experts = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+
+    def forward(self, x):
+        y, choice = self.first(x), (x[:, 0] > 2).long()
+        out = torch.zeros_like(y)
+        for number, expert in enumerate(self.experts):
+            rows = torch.where(choice == number)[0]
+            if len(rows):
+                out.index_add_(0, rows, expert(y[rows]))
+        return self.last(out)
+"""
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["data_there", "data_moved"])
+def test_experts_that_two_random_inputs_do_not_reach_are_pruned_along_the_data(micronet, tmp_path, moved):
+    (tmp_path / "net.py").write_text(EXPERTS)
+    model, path, data = f"{tmp_path / 'net.py'}:Experts", tmp_path / "f.safetensors", tmp_path / "x.npz"
+    np.savez(data, np.random.default_rng(0).uniform(0, 4, (20, 4)).astype(np.float32))
+    assert micronet("import", "--model", model, "--task", "agreement", "--data", data, "-o", path).code == 0
+    if moved:
+        data.unlink()
+    out = tmp_path / "p.safetensors"
+    done = micronet("prune", path, "--percent", 0.5, "--model", model, "-o", out, "--json")
+    if moved:
+        assert done.code == 2
+        assert "does not call experts.1" in done.err
+    else:
+        assert [expert.out_features for expert in load(out, model).model.experts] == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("measured", "first", "others"),
     [

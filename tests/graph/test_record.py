@@ -213,6 +213,18 @@ def test_a_forward_that_goes_another_way_for_the_inputs_of_a_restored_network_ha
     assert trace(model, large) is None
 
 
+def test_a_layer_that_is_skipped_because_a_mask_selects_nothing_is_not_lost():
+    def only_if_there_are_any(m, x):
+        rows = torch.where(x[:, 0, 0, 0] > 9)[0]
+        return x.index_add(0, rows, m.stem(x[rows])) if len(rows) else x
+
+    model = Network(only_if_there_are_any)
+    model.stem = nn.Conv2d(3, 3, 1)
+    with pytest.raises(MicronetError, match=r"selects no elements .*\(rows = torch.*does not call stem.* more samples"):
+        record_network(model, IMAGES)
+    assert record_network(model, torch.full((2, 3, 8, 8), 10.0)) and trace(model.eval(), IMAGES) is None
+
+
 def test_a_branch_on_values_whose_errors_are_caught_is_not_lost():
     def hidden(m, x):
         try:
