@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -31,16 +32,23 @@ def plain(text: str) -> str:
     return visible(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
 
 
+QUIET_SECONDS = 30  # after which a line says how far a step is, where there is no terminal
+
+
 class Bar:
     """Progress as a bar with the remaining time on a terminal, as plain lines elsewhere."""
 
     def __init__(self, bars: "RichProgress | None" = None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._told = monotonic()
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
         """Move the bar called ``label``; a new label replaces the previous bar."""
         if self._bars is None:
+            if monotonic() - self._told >= QUIET_SECONDS:
+                self._told = monotonic()
+                self.line(f"{label}: {done:,} of {total:,}")
             return
         if label not in self._tasks:
             for task in self._tasks.values():

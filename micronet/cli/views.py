@@ -177,9 +177,9 @@ def _export_onnx(summary: dict[str, Any]) -> None:
 
 
 def _integers(summary: dict[str, Any], wrote: str) -> None:
-    """Print what was written and what runs in integers, after the line that says that it is slower, if it is."""
+    """Print what was written and what runs in integers, after the line that says that it is no faster, if so."""
     found = summary.get("integers", {"words": [], "float": {}})
-    slower = [line for line in found["words"][:1] if line.startswith("slower")]
+    slower = [line for line in found["words"][:1] if line.startswith(("slower", "no faster"))]
     for line in (*slower, wrote, *summary.get("warnings", []), *found["words"][len(slower) :]):
         print_line(line)
     print_left_float({name: why for name, why in summary["left_float"].items() if name not in found["float"]})

@@ -42,7 +42,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self._training, self._into_leaves = training, into_leaves
         self.graph = fx.Graph()
-        self.root: Any = nn.Module()
+        self.root: Any = type(type(model).__name__, (nn.Module,), {})()  # graphs are called as their network is
         self.root.training = model.training
         for name, child in model.named_children():
             self.root.add_module(name, child)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
+from inspect import isfunction
 from itertools import count
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.numpy_values import from_numpy
-from micronet.graph.ops import writes_in_place
+from micronet.graph.ops import ROW_LAYERS, writes_in_place
 from micronet.graph.sources import computed_only_from
 from micronet.graph.uncompiled import uncompiled_modules
 from micronet.models.modes import same_bits, state_kept
@@ -105,6 +106,31 @@ def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
     """Call a function that makes a tensor, or trace the call if an argument is a proxy."""
     proxy = next((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, fx.Proxy)), None)
     return make(*args, **kwargs) if proxy is None else proxy.tracer.create_proxy("call_function", make, args, kwargs)
+
+
+def hides_layers(graph: fx.Graph, model: nn.Module) -> bool:
+    """Return True if a function that ``torch.fx.wrap`` keeps as one node takes the weight of a layer."""
+    for node in graph.nodes:
+        written = node.op == "call_function" and isfunction(node.target)
+        if written and not node.target.__module__.startswith(("torch.", "micronet.")):
+            owners = (str(each.target).rpartition(".")[0] for each in node.all_input_nodes if each.op == "get_attr")
+            if any(isinstance(model.get_submodule(owner), ROW_LAYERS) for owner in owners):
+                return True
+    return False
+
+
+def equal_graphs(first: fx.Graph, second: fx.Graph, model: nn.Module) -> bool:
+    """Return True if two traces of a network have the same nodes; each trace names anew what the forward makes."""
+    if len(first.nodes) != len(second.nodes):
+        return False
+    for one, other in zip(first.nodes, second.nodes, strict=True):
+        if all(node.op == "get_attr" and str(node.target).startswith(MADE) for node in (one, other)):
+            made, again = (getattr(model, str(node.target)) for node in (one, other))
+            if made.dtype != again.dtype or not torch.equal(made, again):
+                return False
+        elif (one.op, one.name, one.target) != (other.op, other.name, other.target):
+            return False
+    return True
 
 
 def keeps_state(graph: fx.Graph) -> bool:

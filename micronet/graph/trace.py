@@ -25,7 +25,7 @@ from micronet.graph.products import make_layers
 from micronet.graph.record import UnbuiltError, describe_example, holds, record_network, trains_more
 from micronet.graph.size import scaled_size
 from micronet.graph.sources import computed_only_from
-from micronet.graph.symbolic import keeps_state, mode_keys, symbolic
+from micronet.graph.symbolic import hides_layers, keeps_state, mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
 from micronet.models.computed import weight_owners
@@ -226,11 +226,10 @@ class Graph:
 
 
 def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
-    """Trace a network, symbolically or, if that fails and there is an example input, by running it on the example.
+    """Trace a network, symbolically or, if that fails or hides layers, by running it on the example input, if given.
 
     Returns:
-        The graph; None if the forward depends on data, on the size of the batch in Python, or on the mode beyond a
-        function's argument.
+        The graph; None if the forward depends on data, on the batch's size in Python, or the mode beyond an argument.
     """
     try:
         graph = Graph(model)
@@ -243,19 +242,21 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
     inputs = as_inputs(model, example)
     if graph is not None:
         network = graph.model if graph.plain else GraphModule(model, graph.fx)
-        if computes_same(model, network, inputs):
+        if not computes_same(model, network, inputs):
+            graph = None
+        elif not hides_layers(graph.fx, model):
             return graph
     try:
         recorded = record_network(model, inputs)[0]
         differs = any(isinstance(module, EvalOnly) for module in recorded.modules())
         if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
-            return None
+            return graph
         described = describe_example(inputs)
-        return Graph(recorded, described) if holds(model, recorded, described, inputs) else None
+        return Graph(recorded, described) if holds(model, recorded, described, inputs) else graph
     except UnbuiltError:
         raise
     except MicronetError:
-        return None
+        return graph
 
 
 def trace_modes(model: nn.Module) -> Graph | None:

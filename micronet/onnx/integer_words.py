@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from micronet.core.timing import is_slower
+from micronet.core.timing import is_no_faster, is_slower
 from micronet.errors import by_reason, count, listed
 from micronet.onnx.channel_padding import WIDTH
 from micronet.onnx.integers import FLOAT_TRANSPOSED, FLOAT_WEIGHTS, NO_TRANSPOSED
@@ -49,10 +49,10 @@ def describe_integers(found: dict[str, Any], runtime: str = "ONNX Runtime") -> l
     if "int8_bytes" in found:
         sizes = f"{found['int8_bytes']:,} bytes vs. {found['float_bytes']:,}"
         lines.insert(0, f"larger than in float: {sizes}; {found['growth']}")
-    if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
-        lines.insert(
-            0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"
-        )
+    ours, theirs = found.get("int8_ms", 0), found.get("float_ms", 0)
+    if (slower := is_slower(ours, theirs)) or is_no_faster(ours, theirs):
+        degree = "slower" if slower else "no faster"
+        lines.insert(0, f"{degree} than float: {ours:.2f} ms vs. {theirs:.2f} ms; {slow_cause(found)}")
     return lines
 
 

@@ -12,7 +12,7 @@ from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.models.spec import LARGEST_INPUT
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RECURRENT, RESHAPES, WEIGHTED_OPS
 from micronet.onnx.order import sort_nodes
-from micronet.onnx.sizes import TooLargeError, check_computed
+from micronet.onnx.sizes import TooLargeError, check_computed, declare_outputs
 from micronet.onnx.stored import check_tensor, float_values, load_external, node_lists, stored_tensors, unpack_weights
 
 # Operators that multiply by weights or statistics, where infinity gives nothing but infinity and NaN. Others may read
@@ -48,9 +48,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             check_tensor(tensor)
         for value in [*proto.graph.input, *proto.graph.output]:
             _check_declared(value)
-        moved = [sort_nodes(each) for each in node_lists(proto.graph, *proto.functions)]
+        changed = [sort_nodes(each) for each in node_lists(proto.graph, *proto.functions)] + [declare_outputs(proto)]
         # Not of proto without need, which is too large if it took weights from a second file.
-        onnx.checker.check_model(proto if any(moved) else path)
+        onnx.checker.check_model(proto if any(changed) else path)
         check_computed(proto)
         proto = unpack_weights(proto)
         wrong = next(filter(None, map(_wrong_value, (proto.graph, *proto.functions))), None)

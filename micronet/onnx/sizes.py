@@ -25,6 +25,30 @@ class TooLargeError(ValueError):
     """A network that computes or contains more than is allowed."""
 
 
+def declare_outputs(proto: onnx.ModelProto) -> bool:
+    """Give outputs without a type or a shape the inferred one, in place; ONNX requires them, ONNX Runtime does not.
+
+    Returns:
+        Whether there were any such outputs.
+    """
+    bare = [value for value in proto.graph.output if not _is_declared(value.type)]
+    if bare:
+        _check_functions(proto)
+        known = {value.name: value.type for value in _inferred(_outline(proto)).graph.output}
+        for value in bare:
+            value.type.CopyFrom(known[value.name])
+    return bool(bare)
+
+
+def _is_declared(kind: onnx.TypeProto) -> bool:
+    which = kind.WhichOneof("value")
+    return which is not None and (which != "tensor_type" or kind.tensor_type.HasField("shape"))
+
+
+def _inferred(outline: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(inline_local_functions(outline) if outline.functions else outline)
+
+
 def check_computed(proto: onnx.ModelProto) -> None:
     """Raise TooLargeError if a tensor that the network computes would take more than MAX_VALUE_BYTES.
 
@@ -32,8 +56,7 @@ def check_computed(proto: onnx.ModelProto) -> None:
     shapes that count, not the operators. Shapes that depend on an input's values are unknown.
     """
     _check_functions(proto)
-    outline = _outline(proto)
-    sized = onnx.shape_inference.infer_shapes(inline_local_functions(outline) if proto.functions else outline)
+    sized = _inferred(_outline(proto))
     _check_sizes(sized)
     _hide_vectors(sized.graph, ChainMap())
     sized.opset_import.append(onnx.helper.make_opsetid(HIDDEN, 1))

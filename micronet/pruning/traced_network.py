@@ -20,7 +20,7 @@ from micronet.graph.attributes import marked
 from micronet.graph.head_sizes import before_heads
 from micronet.graph.plain import PlainLayer, with_plain
 from micronet.graph.record import record_network
-from micronet.graph.symbolic import MADE
+from micronet.graph.symbolic import equal_graphs, hides_layers
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode, state_kept
@@ -276,24 +276,12 @@ def _traced(
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    if not computes_same(model, Run(network, graph, 0, recording), as_inputs(model, example)):
+    if hides_layers(graph, model) or not computes_same(
+        model, Run(network, graph, 0, recording), as_inputs(model, example)
+    ):
         recording.clear()
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    graphs = [graph] if _are_equal(graph, training, model) else [graph, training]
+    graphs = [graph] if equal_graphs(graph, training, model) else [graph, training]
     plain |= more  # the training graph knows which norms are frozen
     return (with_plain(model, plain, *graphs) if plain else model), plain, graphs
-
-
-def _are_equal(first: fx.Graph, second: fx.Graph, model: nn.Module) -> bool:
-    """Return True if two traces of a network have the same nodes; each trace names anew what the forward makes."""
-    if len(first.nodes) != len(second.nodes):
-        return False
-    for one, other in zip(first.nodes, second.nodes, strict=True):
-        if all(node.op == "get_attr" and str(node.target).startswith(MADE) for node in (one, other)):
-            made, again = (getattr(model, str(node.target)) for node in (one, other))
-            if made.dtype != again.dtype or not torch.equal(made, again):
-                return False
-        elif (one.op, one.name, one.target) != (other.op, other.name, other.target):
-            return False
-    return True

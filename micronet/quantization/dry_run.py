@@ -94,15 +94,29 @@ def _without_effect(
     while waiting:
         some = waiting[:together]
         progress.step("checking the quantizers", len(quantizers) - len(waiting), len(quantizers))
-        with eval_mode(model), _passing(quantizers, {}, poisoned=some), torch.no_grad():
-            others = tensors_in(model(*copied(inputs)))
-        unchanged = all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
+        unchanged = _unchanged(model, inputs, outputs, quantizers, some)
         if unchanged:
             found += some
         if unchanged or len(some) == 1:
             waiting = waiting[len(some) :]
         together = 2 * len(some) if unchanged else max(1, len(some) // 2)
     return found
+
+
+def _unchanged(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    outputs: list[Tensor],
+    quantizers: dict[str, Quantizer],
+    poisoned: Collection[str],
+) -> bool:
+    """Return True if a network returns the same with NaN in place of some quantizers' values."""
+    with eval_mode(model), _passing(quantizers, {}, poisoned), torch.no_grad():
+        try:
+            others = tensors_in(model(*copied(inputs)))
+        except Exception:  # such as the maximum of the scores above a threshold, which NaN never is
+            return False
+    return all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
 
 
 def _run(

@@ -35,7 +35,7 @@ def stored_parameters(graph: Any) -> int:
     found: dict[Any, onnx.TensorProto] = {}
     for node in graph.node:
         for name in node.input[PARAMETERS.get(node.op_type, NOTHING)]:
-            found |= {_identity(tensor): tensor for tensor in constants.get(name, [])}
+            found |= {_identity(tensor): tensor for tensor in constants.get(name, {}).values()}
     sizes = [math.prod(t.dims) for t in found.values() if t.dims and t.data_type != onnx.TensorProto.INT64]
     return sum(sizes)
 
@@ -108,12 +108,13 @@ def _macs(kind: str, sizes: list[list[int]]) -> int:
     return math.prod(output) * first[-1]
 
 
-def _constants(graph: Any) -> dict[str, list[onnx.TensorProto]]:
+def _constants(graph: Any) -> dict[str, dict[str, onnx.TensorProto]]:
     """Return every tensor computed from stored tensors alone, with those; of a dequantized one, with its integers."""
-    found = {tensor.name: [tensor] for tensor in graph.initializer}
+    found = {tensor.name: {tensor.name: tensor} for tensor in graph.initializer}
     for node in graph.node:
         names = [name for name in node.input if name]
         if names and all(name in found for name in names):
             parts = names[:1] if node.op_type == DEQUANTIZE else names
-            found |= {output: [tensor for name in parts for tensor in found[name]] for output in node.output}
+            stored = {key: tensor for name in parts for key, tensor in found[name].items()}
+            found |= dict.fromkeys(node.output, stored)
     return found

@@ -168,7 +168,8 @@ def _corrected(
     corrected = copy.deepcopy(int8)
     layers = correct_biases(folded, corrected, feeds, progress)
     if not layers:
-        raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
+        progress.line("--bias-correct changed nothing: no convolution or Gemm is computed in integers")
+        return int8
     before, after = (compare_files(folded, each, feeds) for each in (int8, corrected))
     change = f"on the calibration inputs, {closeness(after)} vs. {closeness(before)} before"
     if after["error"] > before["error"]:

@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 
 import micronet as package
-from micronet.cli import process
+from micronet.cli import console, process
 from micronet.cli.command import Interrupted
 from micronet.stages import export, inspect_artifact, train
 
 RESUME = "all files are intact. To continue, run the same command with --resume"
+
+
+def test_a_long_step_says_how_far_it_is_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(console, "monotonic", iter([0.0, 29.0, 31.0, 31.0, 60.0]).__next__)
+    bar = console.Bar()
+    for done in (1, 2000, 3000):
+        bar.step("reading images", done, 4000)
+    assert capsys.readouterr().err == "reading images: 2,000 of 4,000\n"
 
 
 def in_fork(work):

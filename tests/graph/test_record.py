@@ -15,6 +15,7 @@ from micronet.errors import MicronetError
 from micronet.graph.graph_module import GraphModule
 from micronet.graph.record import record, record_network
 from micronet.graph.trace import trace
+from micronet.pruning.traced_network import trace_network
 
 IMAGES, MORE = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)
 Pair = namedtuple("Pair", "first second")
@@ -486,3 +487,17 @@ def test_values_that_the_network_refuses_say_nothing_against_its_record():
     net = Codes().eval()
     traced, _ = record_network(net, x)
     assert torch.equal(traced(x), net(x))
+
+
+@torch.fx.wrap
+def project(x, weight, bias):
+    return F.linear(x, weight, bias)
+
+
+def test_layers_inside_a_function_that_torch_fx_keeps_whole_are_found():
+    def wrapped(m, x):
+        return project(m.norm(m.stem(x)).relu().mean((2, 3)), m.head.weight, m.head.bias)
+
+    graph = trace(Network(wrapped).eval(), IMAGES)
+    assert graph is not None and "head" in [node.target for node in graph.fx.nodes]
+    assert "head" in trace_network(Network(wrapped).eval(), IMAGES).plain

@@ -26,6 +26,18 @@ def test_nodes_are_sorted_by_what_they_and_their_branches_read(tmp_path):
     assert [node.op_type for node in read.graph.node] == ["MatMul", "If", "Add"]
 
 
+def test_outputs_without_a_type_or_a_shape_get_the_inferred_one(tmp_path):
+    path = _saved(tmp_path / "bare.onnx", f"h = MatMul(x, w) y = If<{ARMS}>(c) z = Relu(h)")
+    proto = onnx.load(path)
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    proto.graph.output.append(onnx.ValueInfoProto(name="z"))
+    onnx.save(proto, path)
+    read = read_onnx(path)
+    onnx.checker.check_model(read, full_check=True)
+    for output in read.graph.output:
+        assert [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim] == ["n", 4]
+
+
 def test_nodes_that_read_each_other_are_refused(tmp_path):
     with pytest.raises(MicronetError, match=r"round\.onnx .*the nodes Add, If read each other"):
         read_onnx(_saved(tmp_path / "round.onnx", f"h = Add(y, x) y = If<{ARMS}>(c)"))

@@ -257,6 +257,15 @@ class Detector(Plain):
         return [found, self.fc(x.mean((2, 3))[:, :1].expand(-1, 4)) if self.sure else scores[scores > self.threshold]]
 
 
+def test_a_quantizer_whose_values_stop_the_forward_has_an_effect():
+    class Best(Detector):
+        def forward(self, x):
+            found, _ = super().forward(x)
+            return found.max(0).values.isfinite()  # no gradient; of no rows, there is no maximum
+
+    assert quantize_model(Best(-9.0).eval(), QuantConfig(), IMAGES)[1].result["left_float"] == {}
+
+
 def test_a_detector_that_finds_nothing_is_refused_and_told_why():
     assert quantize_model(Detector(-9.0).eval(), QuantConfig(), IMAGES)[1].result["inputs"]
     with pytest.raises(MicronetError, match=r"output is empty for the example .*--data .*score threshold"):
