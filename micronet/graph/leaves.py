@@ -8,6 +8,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from micronet.models.modes import state_kept
+
 _FROZEN = {"weight", "bias", "running_mean", "running_var"}
 
 
@@ -75,12 +77,11 @@ def passes_in_eval(module: nn.Module) -> bool:
 
 
 def _returns_input(module: Any, *, training: bool) -> bool:
-    mode, module.training = module.training, training
     try:
-        nodes = list(fx.Tracer().trace(module).nodes)
+        with state_kept(module):  # a forward may store proxies
+            module.training = training
+            nodes = list(fx.Tracer().trace(module).nodes)
     except Exception:  # a user's forward may raise anything when it runs on proxies
         return False
-    finally:
-        module.training = mode
     inputs = [node for node in nodes if node.op == "placeholder"]
     return bool(inputs) and nodes[-1].args == (inputs[0],) and len(nodes) == len(inputs) + 1

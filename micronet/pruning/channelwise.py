@@ -174,8 +174,10 @@ def _fits(leaves: Sequence[Any], known: Sequence[Any], axes: Mapping[int, Sequen
     """Return True if a call has the sizes that it had in the whole network, except along its axes of channels."""
     for i, (leaf, before) in enumerate(zip(leaves, known, strict=True)):
         if isinstance(leaf, Tensor):
-            sizes = zip(leaf.shape, before.shape, strict=True)
-            if any(size != old for axis, (size, old) in enumerate(sizes) if axis not in axes.get(i, ())):
+            sizes = list(zip(leaf.shape, before.shape, strict=False))
+            if leaf.dim() != len(before.shape) or any(
+                size != old for axis, (size, old) in enumerate(sizes) if axis not in axes.get(i, ())
+            ):
                 return False
     return True
 

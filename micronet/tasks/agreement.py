@@ -143,12 +143,23 @@ def energy(outputs: Outputs) -> Tensor:
 
 def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tensor]]:
     ours, theirs = ([each] if isinstance(each, Tensor) else list(each) for each in (outputs, targets))
-    if [each.shape for each in ours] != [each.shape for each in theirs]:
+    shapes = [[tuple(each.shape) for each in outputs] for outputs in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        if [shape[1:] for shape in shapes[0]] == [shape[1:] for shape in shapes[1]]:
+            raise MicronetError(
+                f"the networks return other numbers of rows for the same inputs ({_spelled(shapes[0])} here, "
+                f"{_spelled(shapes[1])} in the reference), as forward() selects them by value; return what comes "
+                "before the selection, or write a task that compares them (--task FILE.py:Task)"
+            )
         raise MicronetError(
             f"the networks have different outputs: {describe(ours)} here, {describe(theirs)} in the reference; compare "
             "networks made from the same original"
         )
     return ours, theirs
+
+
+def _spelled(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) for shape in shapes[:3]) + " …" * (len(shapes) > 3)
 
 
 def _holds_labels(values: Tensor) -> bool:

@@ -13,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from micronet.errors import MicronetError
 from micronet.graph.graph_module import GraphModule
+from micronet.graph.leaves import find_leaves
 from micronet.graph.record import record, record_network
 from micronet.graph.trace import trace
 from micronet.pruning.traced_network import trace_network
@@ -501,3 +502,20 @@ def test_layers_inside_a_function_that_torch_fx_keeps_whole_are_found():
     graph = trace(Network(wrapped).eval(), IMAGES)
     assert graph is not None and "head" in [node.target for node in graph.fx.nodes]
     assert "head" in trace_network(Network(wrapped).eval(), IMAGES).plain
+
+
+class Cached(nn.Module):
+    """Computes something for its first input, and keeps it, as torchvision's region pools do."""
+
+    scale = None
+
+    def forward(self, x):
+        if self.scale is None:
+            self.scale = x.mean(1)
+        return x * sum(self.scale)
+
+
+def test_what_a_module_stores_when_leaves_are_looked_for_is_forgotten():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Cached())
+    find_leaves(model)
+    assert model[1].scale is None

@@ -203,3 +203,21 @@ def test_layers_of_the_rows_that_a_mask_selects_are_cut_even_if_there_are_none(l
             whole.get_submodule(other).weight.data[:, cut] = 0
     both = torch.randn(8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(pruned(both), whole(both))
+
+
+class Selection(nn.Module):
+    """Returns the scores above a threshold, as a detector does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.scores = nn.Linear(4, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        scores = self.scores(self.first(x).relu()).flatten()
+        kept = torch.where(scores > -9)[0]
+        return scores[kept]
+
+
+def test_layers_before_a_selection_among_all_their_channels_are_whole_and_others_are_cut():
+    pruned = prune_model(Selection().eval(), CONFIG, torch.rand(2, 4))[0]
+    assert (pruned.first.out_features, pruned.scores.out_features) == (4, 6)

@@ -195,6 +195,8 @@ def test_what_only_training_returns_is_not_compared():
     assert relative_error([wanted, more], wanted) == relative_error([wanted, more], [wanted]) == 0
     with pytest.raises(MicronetError, match="different outputs"):
         relative_error([wanted[:, :2], more], [wanted])
+    with pytest.raises(MicronetError, match=r"other numbers of rows .*1x3 here, 2x3 in the reference.*--task FILE"):
+        relative_error(wanted[:1], wanted)
 
 
 @pytest.mark.parametrize(("bits", "close"), [({}, True), ({"w_bits": 2, "a_bits": 2}, False)], ids=["8 bits", "2 bits"])
