@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.agreement import ROUNDING, agree, agree_if_taken, follows_batch
-from micronet.graph.graph_module import GraphModule
+from micronet.graph.graph_module import GraphModule, uncalled
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.python_sizes import python_sizes
@@ -65,7 +65,8 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     plain = make_plain(recorder.graph, recorder.root, training=False)
     with context():
         trained = _record_training(model, inputs)
-    if recorder.selects_none and (skipped := _uncalled(recorder, trained)):
+    graphs = [each.graph for each in (recorder, trained) if each is not None]
+    if recorder.selects_none and (skipped := uncalled(recorder.root, graphs)):
         raise MicronetError(
             f"forward() selects no elements of the example input{recorder.selects_none}, and does not call "
             f"{', '.join(skipped[:3])}{' and others' * (len(skipped) > 3)}, so the network cannot be traced; pass an "
@@ -140,14 +141,6 @@ def describe_example(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
             f"{LARGEST_INPUT:,} elements"
         )
     return describe_inputs(inputs)
-
-
-def _uncalled(recorder: Recorder, trained: Recorder | None) -> list[str]:
-    """Return the modules with parameters that a network uses in neither mode."""
-    graphs = [recorder.graph] if trained is None else [recorder.graph, trained.graph]
-    used = {f"{node.target}." for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")}
-    names = [f"{name}." for name, module in recorder.root.named_modules() if name and module._parameters]
-    return [name[:-1] for name in names if not any(name.startswith(each) or each.startswith(name) for each in used)]
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

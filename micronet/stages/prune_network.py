@@ -16,6 +16,7 @@ from micronet.data.split import random_subset
 from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
+from micronet.graph.graph_module import uncalled
 from micronet.models.device import Example, memory_format, place_inputs
 from micronet.models.modes import copy_model, eval_mode
 from micronet.pruning.config import PruneConfig
@@ -110,12 +111,7 @@ class Pruning:
             for group in plan.groups.values()
         ]
         counts = {"asked": plan.requested, "cut": plan.cut, "total": plan.total}
-        recurrent = [
-            f"{name} ({type(module).__name__})"
-            for name, module in pruned.model.named_modules()
-            if isinstance(module, nn.RNNBase)
-        ]
-        return {**counts, "before": before, "after": after, "groups": groups, "not_pruned": recurrent}
+        return {**counts, "before": before, "after": after, "groups": groups, "not_pruned": _not_pruned(plan)}
 
     def sizes(self, pruned: Artifact, source: Path | None) -> dict[str, dict[str, Any]]:
         """Return the numbers of parameters and multiply-accumulates before and after, and the input file's bytes."""
@@ -179,6 +175,17 @@ class Pruning:
             return {f"test_{data.task.main}": metrics[data.task.main]}
 
         return measure
+
+
+def _not_pruned(plan: PrunePlan) -> list[str]:
+    """Return the recurrent layers, and the modules that the forward never calls, with their parameters."""
+    network = plan.channels.network
+    modules = dict(network.given.named_modules())
+    found = [f"{name} ({type(module).__name__})" for name, module in modules.items() if isinstance(module, nn.RNNBase)]
+    for name in uncalled(network.given, network.graphs):
+        params = sum(parameter.numel() for parameter in modules[name].parameters())
+        found.append(f"{name} (never called; {count(params, 'parameter')})")
+    return found
 
 
 def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) -> None:

@@ -57,6 +57,7 @@ class Two(nn.Module):
         super().__init__()
         self.left, self.right = nn.Conv2d(3, 12, 3), nn.Linear(5, 12)
         self.one, self.other = nn.Conv2d(12, 4, 1), nn.Linear(12, 2)
+        self.stale = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
 
     def forward(self, images, numbers):
         x = self.left(images).relu() * self.right(numbers)[:, :, None, None]
@@ -76,6 +77,7 @@ def test_a_network_of_several_inputs_and_outputs_is_timed_and_the_next_command_r
     assert done.json["latency"].keys() == {"before_ms", "after_ms", "regular_8_ms"}
     assert done.json["after"]["latency_ms"] == done.json["latency"]["after_ms"]
     assert done.json["after"]["test_error"] > 0
+    assert done.json["not_pruned"] == ["stale (never called; 24 parameters)"]
     whole, pruned = (load(path[name], model).model.eval() for name in ("float", "pruned"))
     kept = [torch.where((whole.left.weight == row).flatten(1).all(1))[0].item() for row in pruned.left.weight]
     for reader in (whole.one, whole.other):
