@@ -20,8 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from micronet.models.modes import eval_mode, random_kept, state_kept
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.ids import FIXED, Ids, dense, distinct, groups_of, ids_along, spread, varies
+from micronet.pruning.node_call import NodeCall
 from micronet.pruning.recording import RandomTensor
-from micronet.pruning.traced_network import NodeCall, TracedNetwork
+from micronet.pruning.traced_network import TracedNetwork
 
 # Of the random numbers: a logarithm needs positive ones, and some operations mix channels of large ones only.
 _RANGES = (-1.0, 1.0), (0.1, 1.0), (-20.0, 20.0), (-1e4, 1e4)

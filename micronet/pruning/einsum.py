@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.heads import multiply_ids
 from micronet.pruning.ids import varies
-from micronet.pruning.traced_network import NodeCall
+from micronet.pruning.node_call import NodeCall
 
 _ELLIPSIS = "ABCDEFGH"  # axes that an equation does not name
 

@@ -20,6 +20,7 @@ from micronet.graph import ops
 from micronet.models.computed import weight_owners
 from micronet.models.layers import FrozenBatchNorm
 from micronet.pruning.attributes import Attributes
+from micronet.pruning.axes import reduce_ids, tied_along
 from micronet.pruning.channelwise import channelwise_ids
 from micronet.pruning.einsum import einsum_ids
 from micronet.pruning.group_table import GroupTable
@@ -29,19 +30,17 @@ from micronet.pruning.ids import (
     Ids,
     LayerChannels,
     combine,
-    dense,
     distinct,
-    first_along,
     ids_along,
     is_empty,
     is_whole_group,
     spread,
-    varies,
     without_ids,
 )
+from micronet.pruning.node_call import OUTPUTS, NodeCall, Reshape, reads_shape
 from micronet.pruning.own_tensors import OwnTensors
 from micronet.pruning.sizes import channels_counted, fit_sizes, shapes, split_sizes
-from micronet.pruning.traced_network import OUTPUTS, NodeCall, Reshape, TracedNetwork, reads_shape
+from micronet.pruning.traced_network import TracedNetwork
 
 _FIXED_SIZES = "forward() uses fixed sizes"
 
@@ -155,7 +154,7 @@ class Follower:
     def _convolve(self, call: NodeCall, name: str, conv: Any) -> Tensor:
         x, parts = call.tensors[0], conv.groups
         batched = x.dim() == len(conv.kernel_size) + 2
-        read = self._along(x, 1) if batched else None
+        read = tied_along(x, 1, self.table) if batched else None
         if not batched:
             self.unsupported[name] = "takes an input without a batch axis"
         depthwise = conv.groups == conv.in_channels > 1
@@ -179,7 +178,7 @@ class Follower:
     def _multiply(self, call: NodeCall, name: str, linear: nn.Linear) -> Tensor:
         x = call.tensors[0]
         out = self.table.assign(name, linear.out_features)
-        self._record(call, name, LayerChannels(self._along(x, -1), out))
+        self._record(call, name, LayerChannels(tied_along(x, -1, self.table), out))
         return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
 
     def _attend(self, call: NodeCall) -> Any:
@@ -211,7 +210,7 @@ class Follower:
             if isinstance(call.module, ops.INSTANCE_NORMS) and (own := ids_along(x, 1)) is not None:
                 self.norms.setdefault(name, own)  # it warns if it does not know the number of channels
             return x
-        ids = self._along(x, 1) if fits and x.dim() > 1 else None
+        ids = tied_along(x, 1, self.table) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:
             self.unsupported[name] = "takes an input that cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
@@ -231,7 +230,7 @@ class Follower:
         return moved
 
     def _pool(self, call: NodeCall) -> Any:
-        x, found = call.tensors[0], [self._along(each, 1) for each in call.tensors]  # a second one: a pool's indices
+        x, found = call.tensors[0], [tied_along(y, 1, self.table) for y in call.tensors]  # a second: a pool's indices
         known = [ids for ids in found if ids is not None]
         ranks = {y.dim() for y in tree_leaves(call.fixed)} | {call.batched_rank or x.dim()}
         if len(known) < len(found) or ranks != {x.dim()}:
@@ -240,31 +239,8 @@ class Follower:
         return tree_map(lambda y: spread(known[0], 1, (x.shape[0], len(known[0]), *y.shape[2:])), call.fixed)
 
     def _reduce(self, call: NodeCall) -> Any:
-        """Follow a reduction or a softmax over some axes."""
-        x, default = call.tensors[0], call.kwargs.get("axis", getattr(call.module, "dim", None))
-        dims = call.argument(1, "dim", default)
-        axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-        if call.node.users and not all(self._tie(x, axis % x.dim()) for axis in axes if varies(x, axis % x.dim())):
-            return self._give_up(call, call.why_pinned)
-        if ops.SOFTMAX.matches(call.node, call.module):
-            return x
-        return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))
-
-    def _tie(self, x: Tensor, axis: int) -> bool:
-        """Keep or cut channels that differ along one axis alike; return False if nothing else tells channels apart."""
-        if others := any(varies(x, other) for other in range(x.dim()) if other != axis):
-            self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
-        return others
-
-    def _along(self, x: Tensor, axis: int) -> Ids | None:
-        """Return the ids along an axis; those that differ along others too, as in a pixel shuffle, are cut as one."""
-        ids = ids_along(x, axis)
-        narrowed = x.size(axis) == 1 and self.table.is_narrowed(distinct(x))  # to one block
-        if ids is not None or not (varies(x, axis) or narrowed):
-            return ids
-        first = first_along(x, axis)
-        self.table.merge(*(each.numpy().ravel() for each in dense(first.expand_as(x), x)))
-        return first.flatten().numpy().copy()
+        ids = reduce_ids(call, self.table)
+        return self._give_up(call, call.why_pinned) if ids is None else ids
 
     def _combine(self, call: NodeCall) -> Any:
         own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))

@@ -15,7 +15,7 @@ from micronet.graph import ops
 from micronet.models.attention import weigh
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.ids import FIXED, STRIDE, Ids, ids_along, varies
-from micronet.pruning.traced_network import NodeCall
+from micronet.pruning.node_call import NodeCall
 
 
 def attend_ids(call: NodeCall, table: GroupTable) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.graph.attributes import RESHAPES, SPLITS, UNFLATTENS, Attribute
 from micronet.pruning.attributes import Attributes
 from micronet.pruning.ids import FIXED, Ids, distinct
-from micronet.pruning.traced_network import NodeCall
+from micronet.pruning.node_call import NodeCall
 
 
 def fit_sizes(call: NodeCall, attributes: Attributes) -> NodeCall:
