@@ -26,10 +26,14 @@ from micronet.models.layers import FrozenBatchNorm, Noise
 
 @dataclass(frozen=True)
 class PlainLayer:
-    """A module of torch that stands for a layer. ``tensors``: its parameter or buffer -> that of the network."""
+    """A module of torch that stands for a layer.
+
+    ``tensors``: its parameter or buffer -> that of the network. ``sizes``: its integers that are the user's attributes.
+    """
 
     module: nn.Module
     tensors: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 def make_plain(
@@ -170,7 +174,9 @@ def _layer(
 ) -> tuple[str, Any, PlainLayer] | None:
     """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
     call = CALLS[node.target]
-    given = tree_map(lambda value: int(value) if isinstance(value, Attribute) else value, arguments_of(node))
+    given = arguments_of(node)
+    sizes = {name: value for name, value in given.items() if isinstance(value, Attribute)}
+    given = tree_map(lambda value: int(value) if isinstance(value, Attribute) else value, given)
     tensors = {name: given.pop(name, None) for name in call.tensors.split()}
     given.pop("input", None)
     uses_batch = given.pop("training", training)
@@ -204,7 +210,7 @@ def _layer(
         if counter is not None and "num_batches_tracked" in module._buffers:
             module._buffers["num_batches_tracked"] = counter
             places["num_batches_tracked"] = f"{owner}.num_batches_tracked"
-    return name, recipe, PlainLayer(module, places)
+    return name, recipe, PlainLayer(module, places, sizes)
 
 
 def made_name(tensor: str) -> str:

@@ -98,7 +98,7 @@ def _cut_tensors(model: nn.Module, cutter: "_Cutter", old: ChannelMap, new: Chan
         places = positions(ids, new.norms[name], keep)
         if len(places) < len(ids):
             tensors = {key: getattr(norm, key)[places] for key in _TENSORS if getattr(norm, key, None) is not None}
-            cutter.fill(name, norm, {_width_attribute(norm): len(places)}, tensors)
+            cutter.fill(name, norm, _norm_sizes(norm, len(places)), tensors)
     for name, (axis, ids) in old.tensors.items():
         places = positions(ids, new.tensors[name].ids, keep)
         if len(places) < len(ids):
@@ -205,8 +205,16 @@ def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:
             set_attribute(model.get_submodule(owner), name, value)
 
 
+def _norm_sizes(norm: nn.Module, width: int) -> Sizes:
+    """Return the sizes of a module with one value per channel for another number of channels."""
+    if isinstance(norm, nn.GroupNorm):  # whole groups go
+        return {"num_channels": width, "num_groups": width * norm.num_groups // norm.num_channels}
+    return {_width_attribute(norm): width}
+
+
 def _width_attribute(norm: nn.Module) -> str:
-    return "num_parameters" if isinstance(norm, nn.PReLU) else "num_features"
+    names = {nn.PReLU: "num_parameters", nn.GroupNorm: "num_channels"}
+    return next((name for kind, name in names.items() if isinstance(norm, kind)), "num_features")
 
 
 def _shape(module: Any, name: str) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from micronet.pruning.attributes import Attributes
 from micronet.pruning.axes import reduce_ids, tied_along
 from micronet.pruning.channelwise import channelwise_ids
 from micronet.pruning.einsum import einsum_ids
+from micronet.pruning.group_norms import tie_normalized, weights_of
 from micronet.pruning.group_table import GroupTable
 from micronet.pruning.heads import attend_ids
 from micronet.pruning.ids import (
@@ -96,7 +97,8 @@ class Follower:
             return call.fixed if owner in self._called else self._own.read(str(node.target), call.fixed)
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
-        if not call.keeps_elements and any(map(self._own.holds, call.tensors)):
+        inputs = [x for x in call.tensors if not any(x is weight for weight in weights_of(call))]
+        if not call.keeps_elements and any(map(self._own.holds, inputs)):
             call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
         if not call.tensors:
             own = {name: value for name, value in call.kwargs.items() if name != "dtype"}  # that of ids may not do
@@ -118,6 +120,8 @@ class Follower:
             return self._scale(call, name, module.affine or module.track_running_stats)
         if isinstance(module, nn.PReLU):
             return self._scale(call, name, module.num_parameters > 1)
+        if isinstance(module, nn.GroupNorm):
+            return self._normalize(call, name)
         return self._visit_operation(call)
 
     def _visit_operation(self, call: NodeCall) -> Any:
@@ -133,6 +137,8 @@ class Follower:
             return self._probe(call, "forward() indexes it with a tensor")
         if call.writes_part:
             return self._give_up(call, "forward() overwrites part of it")
+        if target is F.group_norm:
+            return self._normalize(call)
         if target is F.pad and len(call.args[1]) // 2 <= call.tensors[0].dim() - 2:
             kind = "pooling"
         visit = {
@@ -215,6 +221,23 @@ class Follower:
             self.unsupported[name] = "takes an input that cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
+        return x
+
+    def _normalize(self, call: NodeCall, name: str = "") -> Any:
+        """Follow a group norm; ``name``: that of its module, if it is one."""
+        x, weights = call.argument(0, "input"), weights_of(call)
+        ids = tied_along(x, 1, self.table)
+        why = tie_normalized(call, ids, self._network, self.table, self.attributes)
+        owned = call.module in self._owners or not getattr(call.module, "affine", False)
+        if not owned or not all(map(self._own.holds, weights)):
+            why = f"{call.subject} has a weight that is shared or computed"
+        if ids is None or why:
+            self._own.without(weights)
+            return self._give_up(call, why)
+        if call.module is not None:
+            self.table.merge(self.norms.setdefault(name, ids), ids)
+        for weight in weights:
+            x = self._own.follow(weight.reshape(-1, *[1] * (x.dim() - 2)), x)
         return x
 
     def _move(self, call: NodeCall) -> Any:

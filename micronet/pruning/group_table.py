@@ -71,11 +71,12 @@ class GroupTable:
         self.widths[group], self._own[group] = self._chosen.get(group, width), width
         return group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
 
-    def merge(self, left: Ids, right: Ids) -> None:
+    def merge(self, left: Ids, right: Ids, *, why: str = "") -> None:
         """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order.
 
         A group may match equal parts of a wider one, as queries match a third of the layer that makes keys and values
-        too. All parts of the wider group are then cut alike.
+        too. All parts of the wider group are then cut alike. ``why``: the reason for pinning, if it is another one than
+        that tensors are combined.
         """
         if left.shape != right.shape:
             for ids in (left, right):
@@ -88,11 +89,9 @@ class GroupTable:
         for first, second in np.unique(pair_groups, axis=1).T.tolist():
             of_pair = pairs[:, (pair_groups[0] == first) & (pair_groups[1] == second)]
             if FIXED in (first, second):
-                self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be pruned")
-            elif first == second:
-                self._tie(first, of_pair)
-            elif not self._join(first, second, of_pair % STRIDE):
-                self.pin(of_pair.ravel(), "it is combined with a tensor whose channels are in a different order")
+                self.pin(of_pair.ravel(), why or "it is combined with a tensor that cannot be pruned")
+            elif not (self._tie(first, of_pair) if first == second else self._join(first, second, of_pair % STRIDE)):
+                self.pin(of_pair.ravel(), why or "it is combined with a tensor whose channels are in a different order")
 
     def merge_heads(self, many: Ids, few: Ids) -> bool:
         """Make each of a few heads (heads, d) equal to as many of many heads as share it; False if they do not match.
@@ -183,8 +182,11 @@ class GroupTable:
             group = parent
         return size, parts
 
-    def _tie(self, group: int, pairs: Ids) -> None:
-        """Keep or cut channels of one group alike: all of a block, or those whose places differ by a multiple."""
+    def _tie(self, group: int, pairs: Ids) -> bool:
+        """Keep or cut channels of one group alike: all of a block, or those whose places differ by a multiple.
+
+        Return False if pairs of channels (2, n) are neither.
+        """
         width, (left, right) = self.widths[group], pairs % STRIDE
         apart = math.gcd(*np.abs(left - right).tolist(), width)
         sizes = [size for size in range(int(np.abs(left - right).max()) + 1, width // 2 + 1) if width % size == 0]
@@ -193,9 +195,10 @@ class GroupTable:
         elif apart == 1 and self.is_narrowed(pairs):
             self._blocks.append((group, width, 1))  # only one block is left
         elif apart == 1:
-            self.pin(pairs.ravel(), "it is combined with a tensor whose channels are in a different order")
+            return False
         else:
             self._blocks.append((group, 1, self.widths[group] // apart))
+        return True
 
     def _join(self, first: int, second: int, pairs: Ids) -> bool:
         """Merge two groups; False if pairs of channels (2, n) do not show a counterpart of every channel, in order."""

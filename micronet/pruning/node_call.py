@@ -136,7 +136,7 @@ class NodeCall:
         if self.kind == "reducing":
             return f"{self.node.name} reduces across channels"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
-            return f"{self.subject} normalizes across its channels, so each one depends on all the others"
+            return f"{self.subject} normalizes across its channels, so none can be cut without changing others"
         return f"{self.subject} is not supported by pruning"
 
     @property

@@ -188,7 +188,8 @@ class Planner:
         cut = Counter([group for _, _, group, loose in entries if loose][:removed])
         for group in self.free:
             if self._widths[group] - unprotected[group] < self._minimum[group]:
-                self._notes[group].append(f"limited by the minimum of {count(self._minimum[group], 'channel')}")
+                limit = f"limited by the minimum of {count(self._minimum[group], 'channel')}"
+                self._notes[group].append(limit if self._multiple[group] < self._widths[group] else _NO_WIDTH)
         return {group: self._widths[group] - cut[group] for group in self.free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:
