@@ -48,6 +48,8 @@ def compare_inside(model: nn.Module, proto: onnx.ModelProto, images: Any) -> tup
             hook = _comparison(key, calls, worst)
             hooks.enter_context(quantizers[key].register_forward_hook(hook, with_kwargs=True))
         outputs = tensors_in(call(model, images))
+    for index, (ours, other) in enumerate(zip(outputs, expected, strict=True), 1):
+        _check_same_size(f"output {index}", ours, other)
     errors = [
         float((torch.from_numpy(other) - ours).norm() / ours.norm().clamp(min=1e-30))
         for ours, other in zip(outputs, expected, strict=True)
@@ -70,11 +72,22 @@ def _comparison(key: str, calls: list[Any], worst: dict[str, int]) -> Any:
         shifted = qparams.qmin < 0 and theirs.dtype.kind == "u"
         shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
         real = theirs[:, : x.shape[1]] if theirs.ndim == x.ndim > 1 else theirs  # the file may pad the channels
+        _check_same_size(key, x, real)
         other = torch.from_numpy(real.astype(np.float32)).view_as(x) - shift  # or flatten first
         worst[key] = max(worst.get(key, 0), int((to_integers(x, qparams) - other).abs().max()))
         return dequantize(other, qparams)
 
     return hook
+
+
+def _check_same_size(name: str, ours: Tensor, theirs: Any) -> None:
+    """Raise FailedError if a file computes more or fewer values than torch, as behind a choice of boxes by scores."""
+    if ours.numel() != theirs.size:
+        raise FailedError(
+            f"{name} has the shape {tuple(ours.shape)} in torch and {tuple(theirs.shape)} in the exported model, as "
+            "forward() selects values by their size, and rounding decides which; return what comes before the "
+            "selection; nothing was written"
+        )
 
 
 def _is_added(node: onnx.NodeProto) -> bool:

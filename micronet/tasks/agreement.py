@@ -149,7 +149,8 @@ def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tens
             raise MicronetError(
                 f"the networks return other numbers of rows for the same inputs ({_spelled(shapes[0])} here, "
                 f"{_spelled(shapes[1])} in the reference), as forward() selects them by value; return what comes "
-                "before the selection, or write a task that compares them (--task FILE.py:Task)"
+                "before the selection, or write a task that compares them (--task FILE.py:Task); quantize --skip-test "
+                "compares nothing"
             )
         raise MicronetError(
             f"the networks have different outputs: {describe(ours)} here, {describe(theirs)} in the reference; compare "

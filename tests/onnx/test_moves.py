@@ -11,8 +11,9 @@ from onnxruntime import GraphOptimizationLevel
 
 from micronet.artifact.artifact import Artifact
 from micronet.core.progress import Silent
+from micronet.errors import FailedError
 from micronet.models.build import ModelSpec
-from micronet.onnx import channel_padding, export
+from micronet.onnx import channel_padding, export, layer_agreement
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.integer_words import describe
@@ -250,12 +251,18 @@ class Experts(torch.nn.Module):
         return self.last(out)
 
 
-def test_a_tensor_that_the_forward_writes_into_is_quantized_as_it_is_read():
+def test_a_tensor_that_the_forward_writes_into_is_quantized_as_it_is_read(monkeypatch):
     torch.manual_seed(0)
     rows, config = torch.randn(16, 8), QuantConfig(first_last="8bit")
     model, record = quantize_model(Experts(adds=True).eval(), config, rows)
     calibrate(model, [rows])
     for placed in (record, quantize_model(Experts(adds=False).eval(), config, rows)[1]):
         assert placed.result["inputs"]["last"] == "last.input_quantizer"
-    steps, error = compare_inside(model, to_onnx(Artifact(model, ModelSpec("mine.py:Mine"), [record]), rows), rows)
+    proto = to_onnx(Artifact(model, ModelSpec("mine.py:Mine"), [record]), rows)
+    steps, error = compare_inside(model, proto, rows)
     assert max(steps.values()) <= 1 and error < 1e-3
+    outputs, integers = layer_agreement._integers(proto, rows)
+    one_less = {name: [array[1:] for array in calls] for name, calls in integers.items()}
+    monkeypatch.setattr(layer_agreement, "_integers", lambda *_: (outputs, one_less))
+    with pytest.raises(FailedError, match=r"has the shape \(12, 8\) in torch and \(11, 8\) .* selects values by"):
+        compare_inside(model, proto, rows)
