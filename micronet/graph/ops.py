@@ -6,6 +6,7 @@ operations. The second part groups them by what they do to values (for quantizat
 
 import operator
 from dataclasses import dataclass
+from inspect import isfunction
 
 import torch
 from torch import fx, nn
@@ -205,6 +206,12 @@ def pads_with_zeros(node: fx.Node, module: nn.Module | None) -> bool:
         return bool(getattr(module, "value", None) == 0)
     given = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
     return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0, 0.0))
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Return True for a call of a Python function that is neither torch's nor ours: it may do anything inside."""
+    written = node.op == "call_function" and isfunction(node.target)
+    return written and not node.target.__module__.startswith(("torch.", "micronet."))
 
 
 def writes_in_place(node: fx.Node) -> bool:

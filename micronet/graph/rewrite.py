@@ -11,7 +11,7 @@ from functools import partial
 from torch import fx, nn
 
 from micronet.graph.graph_module import GraphModule
-from micronet.graph.ops import writes_in_place
+from micronet.graph.ops import is_opaque, writes_in_place
 from micronet.graph.plain import with_plain
 from micronet.graph.trace import Graph
 from micronet.graph.training import outline_mode_calls
@@ -101,7 +101,7 @@ def _call_tap(outlined: fx.GraphModule, graph: fx.Graph, name: str, *, after: fx
 
 
 def _clean(outlined: fx.GraphModule) -> None:
-    outlined.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
+    outlined.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node) or is_opaque(node))
     outlined.recompile()
 
 

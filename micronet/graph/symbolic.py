@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
-from inspect import isfunction
 from itertools import count
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.numpy_values import from_numpy
-from micronet.graph.ops import ROW_LAYERS, writes_in_place
+from micronet.graph.ops import ROW_LAYERS, is_opaque, writes_in_place
 from micronet.graph.sources import computed_only_from
 from micronet.graph.uncompiled import uncompiled_modules
 from micronet.models.modes import same_bits, state_kept
@@ -108,14 +107,15 @@ def _make(make: Any, *args: Any, **kwargs: Any) -> Any:
     return make(*args, **kwargs) if proxy is None else proxy.tracer.create_proxy("call_function", make, args, kwargs)
 
 
-def hides_layers(graph: fx.Graph, model: nn.Module) -> bool:
-    """Return True if a function that ``torch.fx.wrap`` keeps as one node takes the weight of a layer."""
-    for node in graph.nodes:
-        written = node.op == "call_function" and isfunction(node.target)
-        if written and not node.target.__module__.startswith(("torch.", "micronet.")):
-            owners = (str(each.target).rpartition(".")[0] for each in node.all_input_nodes if each.op == "get_attr")
-            if any(isinstance(model.get_submodule(owner), ROW_LAYERS) for owner in owners):
-                return True
+def hides_work(graph: fx.Graph, model: nn.Module) -> bool:
+    """Return True if a function that ``torch.fx.wrap`` keeps as one node takes a layer's weight, or only writes.
+
+    Where nobody reads its result, it writes into its arguments.
+    """
+    for node in filter(is_opaque, graph.nodes):
+        owners = (str(each.target).rpartition(".")[0] for each in node.all_input_nodes if each.op == "get_attr")
+        if not node.users or any(isinstance(model.get_submodule(owner), ROW_LAYERS) for owner in owners):
+            return True
     return False
 
 

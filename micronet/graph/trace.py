@@ -25,7 +25,7 @@ from micronet.graph.products import make_layers
 from micronet.graph.record import UnbuiltError, describe_example, holds, record_network, trains_more
 from micronet.graph.size import scaled_size
 from micronet.graph.sources import computed_only_from
-from micronet.graph.symbolic import hides_layers, keeps_state, mode_keys, symbolic
+from micronet.graph.symbolic import hides_work, keeps_state, mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.graph.two_modes import pair_nodes
 from micronet.models.computed import weight_owners
@@ -226,7 +226,7 @@ class Graph:
 
 
 def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
-    """Trace a network, symbolically or, if that fails or hides layers, by running it on the example input, if given.
+    """Trace a network, symbolically or, if that fails or hides work, by running it on the example input, if given.
 
     Returns:
         The graph; None if the forward depends on data, on the batch's size in Python, or the mode beyond an argument.
@@ -244,7 +244,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         network = graph.model if graph.plain else GraphModule(model, graph.fx)
         if not computes_same(model, network, inputs):
             graph = None
-        elif not hides_layers(graph.fx, model):
+        elif not hides_work(graph.fx, model):
             return graph
     try:
         recorded = record_network(model, inputs)[0]

@@ -177,8 +177,9 @@ class NodeCall:
             return Reshape(self.ids, tuple(channels_along(moved, axis) for axis in range(moved.dim())))
         if len(uneven) > 1:
             return Reshape(self.ids, (sum(uneven) // math.gcd(*uneven),))
-        differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # the channel axis was split
-        return Reshape(self.ids, (len(moved),)) if differ else None
+        pieces = [leaf for leaf in tree_leaves(moved) if isinstance(leaf, Tensor)]
+        differ = any(not torch.equal(piece, pieces[0]) for piece in pieces)  # the channel axis was split
+        return Reshape(self.ids, (len(pieces),)) if differ else None
 
 
 def reads_shape(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from micronet.graph.attributes import marked
 from micronet.graph.head_sizes import before_heads
 from micronet.graph.plain import PlainLayer, with_plain
 from micronet.graph.record import record_network
-from micronet.graph.symbolic import equal_graphs, hides_layers
+from micronet.graph.symbolic import equal_graphs, hides_work
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode, state_kept
@@ -104,7 +104,7 @@ def _traced(
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    if hides_layers(graph, model) or not computes_same(
+    if hides_work(graph, model) or not computes_same(
         model, Run(network, graph, 0, recording), as_inputs(model, example)
     ):
         recording.clear()

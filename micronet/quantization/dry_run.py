@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
+from micronet.graph.agreement import ROUNDING, agree_if_taken
 from micronet.models.device import Example, as_inputs, copied, first_of_large
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
@@ -59,6 +60,12 @@ def find_idle(
         unused = _without_effect(model, inputs, outputs, list(idle), progress)
         idle = {name: why for name, why in idle.items() if name in unused}
     return idle
+
+
+def keeps_outputs(model: nn.Module, quantized: nn.Module, example: Example) -> bool:
+    """Return True if a network with placed quantizers that pass their values on returns what it did without them."""
+    with _passing(_quantizers(quantized), {}):
+        return agree_if_taken(model, quantized, as_inputs(model, example), ROUNDING)
 
 
 def _quantizers(model: nn.Module) -> dict[str, Quantizer]:

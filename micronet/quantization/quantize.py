@@ -26,7 +26,7 @@ from micronet.models.inputs import TORCHSCRIPT
 from micronet.models.modes import copy_model
 from micronet.quantization.calls import COMPUTED_WEIGHT, float_calls
 from micronet.quantization.config import FIRST_OR_LAST, NO_DEFORMABLE, QuantConfig
-from micronet.quantization.dry_run import find_idle, find_infinite
+from micronet.quantization.dry_run import find_idle, find_infinite, keeps_outputs
 from micronet.quantization.graph_placer import GraphPlacer
 from micronet.quantization.layers import has_weight_slot, is_complex
 from micronet.quantization.placement import Placement
@@ -68,6 +68,14 @@ def quantize_model(
     progress.step("tracing the network", 0, 1)
     placement = _place(model, config, example, infinite)
     quantized = placement.apply(copy_model(model))
+    comparable = example if config.a_bits != "binary" else None  # its quantizers take the place of ReLUs
+    if comparable is not None and not keeps_outputs(model, quantized, comparable):
+        progress.line(
+            "warning: the trace of this network computes something else than its forward(), so only the weights and "
+            "the inputs of its layers are quantized, and the network may be refused by export-onnx"
+        )
+        placement = _place(model, config, None, infinite, traced=False)
+        quantized = placement.apply(copy_model(model))
     if example is not None and (found := find_infinite(quantized, [example])):
         return quantize_model(model, config, example, {*infinite, *found}, progress, batches)
     if example is not None and (idle := find_idle(quantized, example, progress, batches)):
@@ -95,13 +103,15 @@ def _splits(model: nn.Module) -> list[list[str]]:
     return [every, attentions, cells] if attentions and cells else [every] if every else []
 
 
-def _place(model: nn.Module, config: QuantConfig, example: Example | None, infinite: Collection[str]) -> Placement:
+def _place(
+    model: nn.Module, config: QuantConfig, example: Example | None, infinite: Collection[str], *, traced: bool = True
+) -> Placement:
     graph, split = None, list[str]()
-    for split in _splits(model):  # a forward may read their own tensors
+    for split in _splits(model) if traced else []:  # a forward may read their own tensors
         if (graph := trace(transformer.with_split_layers(model, split), example)) is not None:
             break
     else:
-        split, graph = [], trace(model, example) or trace_both(model, example)
+        split, graph = [], (trace(model, example) or trace_both(model, example)) if traced else None
     placement = (
         LayerPlacer(model, config, infinite) if graph is None else GraphPlacer(graph, config, infinite)
     ).placement

@@ -205,6 +205,27 @@ def test_layers_of_the_rows_that_a_mask_selects_are_cut_even_if_there_are_none(l
     torch.testing.assert_close(pruned(both), whole(both))
 
 
+@torch.fx.wrap
+def with_size(x):
+    return x + 1, x.shape[-1]
+
+
+class Sized(nn.Module):
+    """A function that stays one node returns a tensor and a number, as in torchvision's MViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x, size = with_size(self.first(x))
+        return self.last(x)[..., :size]
+
+
+def test_numbers_beside_tensors_in_what_a_function_returns_are_no_channels():
+    assert prune_model(Sized().eval(), CONFIG, IMAGES.float())[0].first.out_channels == 4
+
+
 class Selection(nn.Module):
     """Returns the scores above a threshold, as a detector does."""
 

@@ -410,3 +410,33 @@ class Positions(nn.Module):
 def test_sums_of_integers_are_no_activations():
     made = micronet.quantize(Positions(), mode="ptq", data=[torch.randint(9, (4, 5))], task="agreement")
     assert not made.left_float
+
+
+@torch.fx.wrap
+def add_into(x, y):
+    x += y
+
+
+class Shortcut(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        y = self.first(x).sigmoid()
+        add_into(y, 4 * x)
+        return self.last(y)
+
+
+@pytest.mark.parametrize("hidden", ["", "from_the_trace", "from_the_checks"])
+def test_a_function_that_torch_fx_keeps_whole_may_write_into_its_arguments(hidden, monkeypatch):
+    if hidden:
+        monkeypatch.setattr("micronet.graph.trace.hides_work", lambda *_: False)
+    if hidden == "from_the_checks":
+        monkeypatch.setattr("micronet.graph.rewrite.is_opaque", lambda _: False)
+    torch.manual_seed(0)
+    model = Shortcut().eval()
+    quantized, record = quantize_model(model, QuantConfig(w_bits=16, a_bits=16, first_last="same"), IMAGES)
+    calibrate(quantized, [IMAGES])
+    assert (quantized(IMAGES) - model(IMAGES)).norm() < 1e-3 * model(IMAGES).norm()
+    assert record.result["inputs"].keys() == {"first", "last"}
