@@ -104,10 +104,15 @@ class _Description(pickle.Pickler):
 
 
 def _describe(arguments):
-    """Return what tells an export from others, or None if nothing does for certain."""
+    """Return what tells an export from others, or None if nothing does for certain.
+
+    The last argument, the translations of operators, follows from their names, the opset and the network.
+    """
+    *others, translations = arguments
+    names = sorted((str(operator), f"{each.__module__}.{each.__qualname__}") for operator, each in translations.items())
     file = io.BytesIO()
     try:
-        _Description(file).dump(arguments)
+        _Description(file).dump((others, names))
     except Exception:  # whatever cannot be pickled
         return None
     return hashlib.sha256(file.getvalue()).digest()
