@@ -1,6 +1,7 @@
 """The Python API: one function per stage, made from the stage's settings, on artifacts, files or plain modules."""
 
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _TYPES: dict[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 # Text settings that hold several values, separated by commas: from Python, a list serves too.
 _LISTS = ("include", "exclude", "keep_8bit", "widths", "dynamic", "mean", "std", "batch_sizes", "sizes")
+_OBJECTS = ("model_args",)  # text settings that hold JSON: a dict serves too
 _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
@@ -71,6 +73,7 @@ def _annotation(option: Option, stage: type[Stage]) -> str:
         return f"Sequence[{network}str | Path]"
     names = [_TYPES.get(kind) or inspect.formatannotation(kind).replace("typing.", "") for kind in kinds]
     several = "Sequence[str | float] | " if option.name in _LISTS else ""
+    several += "Mapping[str, object] | " if option.name in _OBJECTS else ""
     return network + several + " | ".join(names)
 
 
@@ -211,6 +214,11 @@ def _value(stage: type[Stage], option: Option, value: Any, artifacts: "dict[Path
     kinds = alternatives(option.field.type)
     if option.name in _LISTS and isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
+    if option.name in _OBJECTS and isinstance(value, Mapping):
+        try:
+            return json.dumps(dict(value))
+        except TypeError as error:
+            raise MicronetError(f"{option.name} can only hold JSON values ({error})") from error
     if value is None or not {Path, list[Path]} & set(kinds):
         return value
     held = artifacts if _is_network(option, stage) else None

@@ -141,7 +141,7 @@ def test_a_teacher_that_goes_without_saying_takes_its_settings():
     find("quantize").configure({"w_bits": "binary", "temperature": 2.0})
 
 
-def test_python_takes_lists_of_layers_and_widths():
+def test_python_takes_lists_of_layers_and_widths_and_dicts_of_arguments():
     example = torch.rand(2, 3, 8, 8)
     first, last = (
         api.quantize(network(), include=["0", "5"], data=[example]),
@@ -149,6 +149,9 @@ def test_python_takes_lists_of_layers_and_widths():
     )
     assert first.history[-1].config["include"] == "0,5"
     assert last.model[0].out_channels == 4
+    assert api.import_model(model="nin", model_args={"width": 0.1}).spec.args["width"] == 0.1
+    with pytest.raises(api.MicronetError, match=r"model_args can only hold JSON values \(.*dtype"):
+        api.import_model(model="nin", model_args={"width": torch.float16})
 
 
 def test_errors_of_recipes_name_keys(micronet, chain, tmp_path, monkeypatch):
