@@ -7,6 +7,7 @@ x86, signed for TensorRT. Every node has a zero-point initializer of its own.
 
 import copy
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import onnx
@@ -26,7 +27,7 @@ from micronet.onnx import operators, rewrite
 from micronet.onnx.channel_padding import pad_depthwise
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
-from micronet.onnx.graph_export import export_graph
+from micronet.onnx.graph_export import export_graph, without_stacks
 from micronet.onnx.low_bits import pack_weights, to_int4
 from micronet.onnx.moves import quantize_before_concats, requantize_moves
 from micronet.onnx.sharing import share_weights
@@ -38,7 +39,7 @@ from micronet.onnx.weight_layout import (
     transpose_weights,
 )
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
-from micronet.quantization.fold import can_fold, fold_model, shares_scales
+from micronet.quantization.fold import fold_if_any, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
 from micronet.quantization.layers import ACTIVATION_SLOTS, drop_parametrizations
 from micronet.quantization.quantizer import Quantizer
@@ -82,7 +83,8 @@ def to_onnx(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
     check_size(_stored_bytes(model))
-    exported = export_graph(model, images, config, progress)
+    with without_stacks() if pairs else nullcontext():  # else ``tidy`` reads the lines
+        exported = export_graph(model, images, config, progress)
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = _as_proto(exported, artifact, images, config)
     if quantized and config.target == "ort" and pairs:
@@ -244,4 +246,4 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
 def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
     """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    return fold_model(model, example=example)[0] if can_fold(model, example) else model
+    return fold_if_any(model, example)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export.dynamic_shapes import refine_dynamic_shapes_from_suggested_fixes
+from torch.fx import config as fx_config
 from torch.fx.experimental import _config as sizes_config
 
 from micronet.core.progress import Progress, Silent
@@ -252,6 +253,17 @@ def _describe_fixed(name: str) -> str:
         f"the network fixes the size of the axis {name} as it was for the example, for instance by {reason}; write it "
         f"with tensor operations and x.shape, or pass {cure}"
     )
+
+
+@contextmanager
+def without_stacks() -> Iterator[None]:
+    """Keep torch from recording, for every node, the lines of code that made it, which takes long."""
+    before = getattr(fx_config, "do_not_emit_stack_traces", False)  # older torch records them anyway
+    fx_config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        fx_config.do_not_emit_stack_traces = before
 
 
 @contextmanager

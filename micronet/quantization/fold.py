@@ -58,6 +58,17 @@ def fold_model(
             "torch.fx cannot trace this network, so its batch norms cannot be matched to layers; use the artifact as "
             "it is"
         )
+    return _fold(graph, history)
+
+
+def fold_if_any(model: nn.Module, example: Example | None = None) -> nn.Module:
+    """Return a copy of a network with every foldable batch norm folded; the network itself if it has none."""
+    graph = _fold_graph(copy_model(model), example)
+    return _fold(graph)[0] if graph is not None and _has_norms(graph, model) else model
+
+
+def _fold(graph: Graph, history: Sequence[StageRecord] = ()) -> tuple[nn.Module, StageRecord]:
+    """Fold every foldable batch norm of a traced network, in place; see ``fold_model``."""
     folded = graph.model
     pairs = foldable_pairs(graph)
     absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
@@ -146,7 +157,12 @@ def _fold_absorbed(layer: Any) -> None:
 def can_fold(model: nn.Module, example: Example | None = None) -> bool:
     """Return whether ``fold_model`` finds a batch norm to fold, or one that a layer folds while training."""
     graph = _fold_graph(copy_model(model), example)
-    return graph is not None and (bool(foldable_pairs(graph)) or any(map(_absorbs_norm, model.modules())))
+    return graph is not None and _has_norms(graph, model)
+
+
+def _has_norms(graph: Graph, model: nn.Module) -> bool:
+    """Return whether a network, or its graph, has a batch norm to fold, or one that a layer folds while training."""
+    return bool(foldable_pairs(graph)) or any(map(_absorbs_norm, model.modules()))
 
 
 def _fold_graph(model: nn.Module, example: Example | None) -> Graph | None:
