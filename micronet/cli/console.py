@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 WIDTH = 160  # of tables in files and pipes
+QUIET_SECONDS = 30  # after which a line says how far a step is, where there is no terminal
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path such as net.py:X: would be one
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -32,22 +33,19 @@ def plain(text: str) -> str:
     return visible(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
 
 
-QUIET_SECONDS = 30  # after which a line says how far a step is, where there is no terminal
-
-
 class Bar:
     """Progress as a bar with the remaining time on a terminal, as plain lines elsewhere."""
 
     def __init__(self, bars: "RichProgress | None" = None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._told = monotonic()
+        self._last_line = monotonic()
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
         """Move the bar called ``label``; a new label replaces the previous bar."""
         if self._bars is None:
-            if monotonic() - self._told >= QUIET_SECONDS:
-                self._told = monotonic()
+            if monotonic() - self._last_line >= QUIET_SECONDS:
+                self._last_line = monotonic()
                 self.line(f"{label}: {done:,} of {total:,}")
             return
         if label not in self._tasks:

@@ -10,5 +10,5 @@ def is_slower(ours_ms: float, theirs_ms: float) -> bool:
 
 
 def is_no_faster(ours_ms: float, theirs_ms: float) -> bool:
-    """Return True if one time is at least another, of calls that are long enough to be compared."""
-    return ours_ms >= theirs_ms and theirs_ms * (NOISE - 1) >= LEAST_MS
+    """Return True if one time exceeds another, of calls that are long enough to be compared."""
+    return ours_ms > theirs_ms and theirs_ms * (NOISE - 1) >= LEAST_MS

@@ -41,7 +41,8 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
 def follows_sizes(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Return True unless a network computes something else for other images or lengths than its record.
 
-    Equal sizes change together, to half and to twice. Sizes that the network refuses say nothing against its record.
+    Equal sizes change together, to a quarter, half, three quarters and twice. Sizes that the network refuses say
+    nothing against its record.
     """
     batched = len({x.shape[:1] for x in inputs if isinstance(x, Tensor)}) == 1
     few = tuple(x[:2] if batched and isinstance(x, Tensor) and x.dim() else x for x in inputs)
@@ -52,7 +53,8 @@ def _resized(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     """Yield inputs of other sizes, the batch's apart."""
     sizes = {size for x in inputs if isinstance(x, Tensor) for size in x.shape[1:] if size > 1}
     for size in sorted(sizes):
-        for indices in (torch.arange(size // 2), torch.arange(2 * size) % size):
+        for other in sorted({size // 4, size // 2, 3 * size // 4, 2 * size} - {0}):
+            indices = torch.arange(other) % size
             yield tuple(_with_size(x, size, indices) if isinstance(x, Tensor) else x for x in inputs)
 
 

@@ -1,6 +1,7 @@
 """Networks that run a graph, and what no graph of a network uses."""
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
@@ -16,13 +17,21 @@ class GraphModule(fx.GraphModule):
         return code
 
 
-def uncalled(model: nn.Module, graphs: Iterable[fx.Graph]) -> list[str]:
-    """Return the modules that hold parameters which a network's graphs do not use; of nested ones, the outermost."""
-    used = {f"{node.target}." for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")}
+def uncalled(model: nn.Module, owner: nn.Module, graphs: Iterable[fx.Graph]) -> list[str]:
+    """Return the modules that hold parameters, none of which a network uses; of nested ones, the outermost.
+
+    ``owner``: the network of the same parameters whose modules and tensors the graphs name.
+    """
+    used: set[int] = set()
+    for node in (node for graph in graphs for node in graph.nodes):
+        if node.op == "call_module":
+            used.update(map(id, owner.get_submodule(str(node.target)).parameters()))
+        elif node.op == "get_attr":
+            used.add(id(attrgetter(str(node.target))(owner)))
     found: list[str] = []
     for name, module in model.named_modules():
-        inner = f"{name}."
-        known = any(inner.startswith(f"{outer}.") for outer in found)
-        if name and not known and next(module.parameters(), None) is not None:
-            found += [] if any(inner.startswith(each) or each.startswith(inner) for each in used) else [name]
+        inside = found and name.startswith(f"{found[-1]}.")
+        parameters = [] if inside or not name else list(module.parameters())
+        if parameters and used.isdisjoint(map(id, parameters)):
+            found.append(name)
     return found

@@ -211,7 +211,7 @@ def pads_with_zeros(node: fx.Node, module: nn.Module | None) -> bool:
 def is_opaque(node: fx.Node) -> bool:
     """Return True for a call of a Python function that is neither torch's nor ours: it may do anything inside."""
     written = node.op == "call_function" and isfunction(node.target)
-    return written and not node.target.__module__.startswith(("torch.", "micronet."))
+    return written and not str(node.target.__module__).startswith(("torch.", "micronet."))
 
 
 def writes_in_place(node: fx.Node) -> bool:

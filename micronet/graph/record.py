@@ -66,9 +66,9 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     with context():
         trained = _record_training(model, inputs)
     graphs = [each.graph for each in (recorder, trained) if each is not None]
-    if recorder.selects_none and (skipped := uncalled(recorder.root, graphs)):
+    if recorder.selects_none and (skipped := uncalled(recorder.root, recorder.root, graphs)):
         raise MicronetError(
-            f"forward() selects no elements of the example input{recorder.selects_none}, and does not call "
+            f"forward() finds nothing selected in the example input{recorder.selects_none}, and does not call "
             f"{', '.join(skipped[:3])}{' and others' * (len(skipped) > 3)}, so the network cannot be traced; pass an "
             "example of more samples, which reaches all layers"
         )

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
 from micronet.graph.numpy_values import from_numpy
-from micronet.graph.ops import SELECTS
 from micronet.graph.size import SIZE_ARITHMETIC, Size, is_size
+from micronet.graph.sources import is_selected
 from micronet.graph.user_lines import user_line
 from micronet.models.outputs import tensors_in
 
@@ -52,7 +52,7 @@ class Recorder(TorchFunctionMode):
         self._kept: list[Any] = []  # the tensors, so that no other object gets the id of one
         self._inside: Any = None  # the leaf or the torch function that runs
         self._arguments: Any = ()  # the nodes that the leaf was called with
-        self.reads = self.selects_none = ""  # the line that reads values, and that which selects no elements
+        self.reads = self.selects_none = ""  # the line that reads values, and that which finds nothing selected
         for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
             if isinstance(tensor, nn.Parameter):
                 self.root.register_parameter(name, tensor)
@@ -137,14 +137,24 @@ class Recorder(TorchFunctionMode):
         value = getter(tensor)
         if not isinstance(value, (Tensor, torch.Size)):
             return value
+        if name == "shape":
+            self._note_selection(tensor)
         node = self.graph.call_function(getattr, (self.argument(tensor), name))
         return self._result(value, node)
+
+    def _note_selection(self, tensor: Any) -> None:
+        """Note the line that reads the size of a tensor which a mask left without elements: it may skip layers."""
+        node = self._nodes.get(id(tensor))
+        if node is not None and not self.selects_none and not tensor.numel() and is_selected(node):
+            self.selects_none = user_line(traceback.extract_stack())
 
     def _call(self, run: Callable[[], Any], kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         recorded = any(map(self._is_recorded, tree_leaves((args, kwargs))))
         nodes = self.argument((tuple(args), kwargs)) if recorded else None
         if nodes is not None and kwargs.get("device") is not None:  # it follows the network to another device
             nodes[1]["device"] = self.graph.call_function(getattr, (self._first_input(), "device"))
+        if target in _READS_SIZES:
+            self._note_selection(args[0])
         self._inside, before = run, None if recorded else torch.get_rng_state()
         try:
             value = run()
@@ -161,8 +171,6 @@ class Recorder(TorchFunctionMode):
         if target in DROPOUTS:
             return self._result(value, self._dropout(DROPOUTS[target], nodes[0][0], kwargs["p"]))
         node = self.graph.create_node(kind, target, *nodes)
-        if not self.selects_none and SELECTS.matches(node) and any(not x.numel() for x in tensors_in(value)):
-            self.selects_none = user_line(traceback.extract_stack())
         return self._result(value, node)
 
     def _first_input(self) -> fx.Node:
@@ -260,6 +268,7 @@ class Recorder(TorchFunctionMode):
 
 
 _READS_VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "equal", "numpy"}
+_READS_SIZES = {"__len__", "size", "numel"}
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,

@@ -1,8 +1,12 @@
 """What the nodes of a graph compute from."""
 
+import operator
 from collections.abc import Callable
 
 from torch import fx
+
+from micronet.graph.ops import SELECTS
+from micronet.graph.size import is_size
 
 
 def computed_only_from(
@@ -15,3 +19,14 @@ def computed_only_from(
         if is_source(node) or (inputs and found.issuperset(inputs) and passes(node)):
             found.add(node)
     return found
+
+
+def is_selected(node: fx.Node) -> bool:
+    """Return True if a node gives the elements that a mask selects, or their places."""
+    if node.target is not operator.getitem:
+        return SELECTS.matches(node)
+    source, index = node.args[:2]
+    indices: list[fx.Node] = []
+    fx.map_arg(index, indices.append)
+    of_tuple = isinstance(source, fx.Node) and source.target is not operator.getitem and SELECTS.matches(source)
+    return of_tuple or not all(map(is_size, indices))

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.agreement import computes_same
+from micronet.graph.agreement import computes_same, follows_sizes
 from micronet.graph.attributes import has_sizes
 from micronet.graph.biases import BIAS
 from micronet.graph.computed import Values
@@ -229,7 +229,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
     """Trace a network, symbolically or, if that fails or hides work, by running it on the example input, if given.
 
     Returns:
-        The graph; None if the forward depends on data, on the batch's size in Python, or the mode beyond an argument.
+        The graph; None if the forward depends on data, the batch's size in Python, or more of the mode than a flag.
     """
     try:
         graph = Graph(model)
@@ -248,11 +248,11 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
             return graph
     try:
         recorded = record_network(model, inputs)[0]
-        differs = any(isinstance(module, EvalOnly) for module in recorded.modules())
-        if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
-            return graph
+        if any(isinstance(each, EvalOnly) for each in recorded.modules()) and trains_more(model, inputs):
+            return graph  # a record in eval mode would lose layers
         described = describe_example(inputs)
-        return Graph(recorded, described) if holds(model, recorded, described, inputs) else graph
+        follows = graph is None or follows_sizes(model, recorded, inputs)  # as a symbolic trace does
+        return Graph(recorded, described) if follows and holds(model, recorded, described, inputs) else graph
     except UnbuiltError:
         raise
     except MicronetError:

@@ -97,7 +97,8 @@ class Follower:
             return call.fixed if owner in self._called else self._own.read(str(node.target), call.fixed)
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
-        inputs = [x for x in call.tensors if not any(x is weight for weight in weights_of(call))]
+        weights = weights_of(call)
+        inputs = [x for x in call.tensors if not any(x is weight for weight in weights)]
         if not call.keeps_elements and any(map(self._own.holds, inputs)):
             call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
         if not call.tensors:
@@ -232,7 +233,7 @@ class Follower:
         if not owned or not all(map(self._own.holds, weights)):
             why = f"{call.subject} has a weight that is shared or computed"
         if ids is None or why:
-            self._own.without(weights)
+            self._own.without(weights)  # they stay whole
             return self._give_up(call, why)
         if call.module is not None:
             self.table.merge(self.norms.setdefault(name, ids), ids)

@@ -42,7 +42,8 @@ def tie_normalized(
         return uneven
     rows = table.canonical(ids).reshape(-1, size)
     spans = bool((rows // STRIDE != rows[:, :1] // STRIDE).any())
-    why = f"{groups}, some of which span several joined tensors" if spans else uneven
+    unsuited = f"{groups}, and no smaller number of groups suits the layers before it"
+    why = f"{groups}, some of which span several joined tensors" if spans else unsuited
     table.merge(rows[:, :1].repeat(size, 1).ravel(), rows.ravel(), why=why)
     if isinstance(number, Attribute):
         fits = attributes.fit(number, Fraction(len(rows)))

@@ -189,7 +189,8 @@ class Planner:
         for group in self.free:
             if self._widths[group] - unprotected[group] < self._minimum[group]:
                 limit = f"limited by the minimum of {count(self._minimum[group], 'channel')}"
-                self._notes[group].append(limit if self._multiple[group] < self._widths[group] else _NO_WIDTH)
+                in_one_part = self._groups[group].multiple >= self._widths[group] > 1
+                self._notes[group].append(_NO_WIDTH if in_one_part else limit)
         return {group: self._widths[group] - cut[group] for group in self.free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:

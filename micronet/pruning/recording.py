@@ -51,6 +51,11 @@ class Recording:
         """Return True if a graph has run, and no result is an empty tensor."""
         return self.has(graph) and not is_empty([each for (index, _), each in self.results.items() if index == graph])
 
+    def update(self, other: "Recording") -> None:
+        """Replace what another recording of the same graphs holds."""
+        self.results.update(other.results)
+        self.arguments.update(other.arguments)
+
     def clear(self) -> None:
         """Forget everything."""
         self.results.clear()

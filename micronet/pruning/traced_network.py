@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,8 +67,13 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
+                if not recording.has(index):
+                    Run(model, graph, index, recording)(*as_inputs(model, example))
                 if not recording.has_all(index):
-                    Run(model, graph, index, recording, select_some=True)(*as_inputs(model, example))
+                    some = Recording()
+                    with suppress(Exception):  # the forward may not take what it did not select
+                        Run(model, graph, index, some, select_some=True)(*as_inputs(model, example))
+                        recording.update(some)
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -104,12 +109,12 @@ def _traced(
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    if hides_work(graph, model) or not computes_same(
-        model, Run(network, graph, 0, recording), as_inputs(model, example)
-    ):
-        recording.clear()
-        network, plain = record_network(model, example)
-        return network, plain, [network.graph]
+    same = computes_same(model, Run(network, graph, 0, recording), as_inputs(model, example))
+    if not same or hides_work(graph, model):
+        with suppress(MicronetError) if same else nullcontext():
+            recorded, layers = record_network(model, example)
+            recording.clear()
+            return recorded, layers, [recorded.graph]
     graphs = [graph] if equal_graphs(graph, training, model) else [graph, training]
     plain |= more  # the training graph knows which norms are frozen
     return (with_plain(model, plain, *graphs) if plain else model), plain, graphs

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from torch import Tensor, nn, no_grad
+from torch import Tensor, no_grad
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from micronet.artifact.artifact import Artifact
@@ -12,51 +13,66 @@ from micronet.data.memory import MemoryData
 from micronet.data.samples import example_of
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.models.device import Example, as_inputs, contiguous
 from micronet.models.modes import eval_mode, state_kept
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import example_input, open_data
 
-MANY = 64  # samples, which reach all experts of a mixture more likely than two do
+COUNTS = 8, 16, 32, 64  # samples, which more probably reach all experts of a mixture than two do
 
 
 def pruning_example(artifact: Artifact, data: DataConfig, input_shape: str | None) -> Example:
-    """Return inputs for a network: two of them, or more if some layers compute nothing from two.
+    """Return inputs for a network: two of them, or more if its forward selects none of two by a mask.
 
     Experts in a mixture compute only from the samples that are routed to them. Those of the data are taken if there
     are any, for random ones may all be routed alike.
     """
     if isinstance(data.data, MemoryData):
-        example: Example = data.data.inputs(artifact.model, 1)[0]
-        return example
-    two = example_input(artifact, input_shape)
-    described = DataSpec.from_json(artifact.data).inputs
-    if described is None or input_shape is not None or _reaches_all(artifact.model, two):
-        return two
+        first: Example = data.data.inputs(artifact.model, 1)[0]
+        return first
+    example, described = example_input(artifact, input_shape), DataSpec.from_json(artifact.data).inputs
+    for count in COUNTS if described is not None and input_shape is None else ():
+        if not _selects_none(artifact, example):
+            break
+        example = _samples(artifact, data, count)
+    return example
+
+
+def _samples(artifact: Artifact, data: DataConfig, count: int) -> Example:
+    """Return samples of an artifact's data, or random ones of the same kind if they cannot be read."""
     try:
         opened = open_data(data, artifact)
-        batches = eval_batches(random_subset(opened.train, MANY, opened.spec.seed), opened.spec, MANY)
+        batches = eval_batches(random_subset(opened.train, count, opened.spec.seed), opened.spec, count)
         chosen: Example = contiguous(next(iter(batches))[0])
         return chosen
     except (MicronetError, StopIteration):  # the data may have been moved since
-        return example_of(described, MANY)
+        return example_of(DataSpec.from_json(artifact.data).inputs or [], count)
 
 
-def _reaches_all(model: nn.Module, example: Example) -> bool:
-    """Return True unless a layer with weights is never called, or only without samples."""
-    waiting = {module for module in model.modules() if any(True for _ in module.parameters(recurse=False))}
-
-    def note(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if all(x.numel() for x in tree_leaves(given) if isinstance(x, Tensor)):
-            waiting.discard(module)
-
-    hooks = [module.register_forward_pre_hook(note) for module in waiting]
+def _selects_none(artifact: Artifact, example: Example) -> bool:
+    """Return True if a network's forward selects elements by a mask, and there are none."""
+    model, watching = artifact.model, _Selections()
     try:
-        with state_kept(model), eval_mode(model), no_grad():
+        with state_kept(model), eval_mode(model), no_grad(), watching:
             model(*as_inputs(model, example))
     except Exception:  # the user's forward may raise anything; tracing says it better
-        return True
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return not waiting
+        return False
+    return watching.none
+
+
+class _Selections(TorchFunctionMode):
+    """Notes whether a mask selects nothing."""
+
+    none = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, and look at what it selects."""
+        result, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "")
+        if name in ops.SELECTS.methods or (name == "__getitem__" and _holds_tensors(args[1])):
+            self.none |= any(isinstance(x, Tensor) and not x.numel() for x in tree_leaves(result))
+        return result
+
+
+def _holds_tensors(index: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(index))

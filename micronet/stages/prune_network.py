@@ -181,8 +181,10 @@ def _not_pruned(plan: PrunePlan) -> list[str]:
     """Return the recurrent layers, and the modules that the forward never calls, with their parameters."""
     network = plan.channels.network
     modules = dict(network.given.named_modules())
-    found = [f"{name} ({type(module).__name__})" for name, module in modules.items() if isinstance(module, nn.RNNBase)]
-    for name in uncalled(network.given, network.graphs):
+    unused = uncalled(network.given, network.model, network.graphs)
+    recurrent = (name for name, module in modules.items() if isinstance(module, nn.RNNBase) and name not in unused)
+    found = [f"{name} ({type(modules[name]).__name__})" for name in recurrent]
+    for name in unused:
         params = sum(parameter.numel() for parameter in modules[name].parameters())
         found.append(f"{name} (never called; {count(params, 'parameter')})")
     return found

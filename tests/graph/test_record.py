@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from micronet.errors import MicronetError
-from micronet.graph.graph_module import GraphModule
+from micronet.graph.graph_module import GraphModule, uncalled
 from micronet.graph.leaves import find_leaves
 from micronet.graph.record import record, record_network
 from micronet.graph.trace import trace
@@ -222,9 +222,22 @@ def test_a_layer_that_is_skipped_because_a_mask_selects_nothing_is_not_lost():
 
     model = Network(only_if_there_are_any)
     model.stem = nn.Conv2d(3, 3, 1)
-    with pytest.raises(MicronetError, match=r"selects no elements .*\(rows = torch.*does not call stem.* more samples"):
+    with pytest.raises(MicronetError, match=r"nothing selected .*len\(rows\) .* does not call stem.* more samples"):
         record_network(model, IMAGES)
     assert record_network(model, torch.full((2, 3, 8, 8), 10.0)) and trace(model.eval(), IMAGES) is None
+
+
+@pytest.mark.parametrize(
+    "selected", [lambda x: x[:, :0], lambda x: x[torch.nonzero(x.isnan().flatten(1).any(1))[:, 0]]]
+)
+def test_an_empty_selection_that_decides_nothing_is_recorded_beside_modules_that_are_never_called(selected):
+    def followed(m, x):
+        assert x.shape[-1] > 4
+        return m.head(torch.cat([selected(x), x], 0 if len(selected(IMAGES)) == 0 else 1).mean((1, 2, 3))[:, None])
+
+    model = Network(followed)
+    model.head = nn.Linear(1, 4)
+    assert "head" in [node.target for node in record_network(model, IMAGES)[0].graph.nodes]
 
 
 def test_a_branch_on_values_whose_errors_are_caught_is_not_lost():
@@ -491,17 +504,35 @@ def test_values_that_the_network_refuses_say_nothing_against_its_record():
 
 
 @torch.fx.wrap
-def project(x, weight, bias):
-    return F.linear(x, weight, bias)
+def project(x, weight, bias, summed):
+    x = F.linear(x, weight, bias)
+    return x.cumsum(1) if summed and x.shape[1] > 4 else x
+
+
+class Wrapped(nn.Module):
+    """Applies a layer to (N, length, 3) in a function that torch.fx keeps whole; ``summed``: and sums long inputs."""
+
+    def __init__(self, summed=False):
+        super().__init__()
+        self.head, self.summed = nn.Linear(3, 4), summed
+
+    def forward(self, x):
+        return project(x, self.head.weight, self.head.bias, self.summed).mean(1)
 
 
 def test_layers_inside_a_function_that_torch_fx_keeps_whole_are_found():
-    def wrapped(m, x):
-        return project(m.norm(m.stem(x)).relu().mean((2, 3)), m.head.weight, m.head.bias)
-
-    graph = trace(Network(wrapped).eval(), IMAGES)
+    graph = trace(Wrapped().eval(), torch.rand(2, 8, 3))
     assert graph is not None and "head" in [node.target for node in graph.fx.nodes]
-    assert "head" in trace_network(Network(wrapped).eval(), IMAGES).plain
+    assert "head" in trace_network(Wrapped().eval(), torch.rand(2, 8, 3)).plain
+
+
+def test_a_record_does_not_take_the_place_of_a_graph_that_follows_other_sizes():
+    model = Wrapped(summed=True).eval()
+    graph = trace(model, torch.rand(2, 8, 3))
+    assert graph is not None
+    for length in (2, 4, 8, 12):
+        x = torch.rand(2, length, 3)
+        torch.testing.assert_close(graph.model(x) if graph.plain else GraphModule(model, graph.fx)(x), model(x))
 
 
 class Cached(nn.Module):
@@ -519,3 +550,14 @@ def test_what_a_module_stores_when_leaves_are_looked_for_is_forgotten():
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Cached())
     find_leaves(model)
     assert model[1].scale is None
+
+
+def test_modules_are_uncalled_if_none_of_their_parameters_is_used():
+    model = nn.Module()
+    model.a, model.table, model.decoder = nn.Linear(4, 4), nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+    model.groups = nn.ModuleList([nn.ModuleList([model.a]), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])])
+    model.decoder.weight = model.table.weight
+    graph = fx.Graph()
+    x = graph.call_module("table", (graph.placeholder("x"),))
+    graph.output(graph.call_module("a", (x,)))
+    assert uncalled(model, model, [graph]) == ["groups.1"]

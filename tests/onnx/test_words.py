@@ -59,6 +59,17 @@ def test_a_slower_file_says_so_first_with_the_cause_and_for_one_sample(micronet,
     assert second.startswith("wrote ") and f"{measured} in float (ONNX Runtime, 1 thread, batch 1)" in shown.out
 
 
+def test_biases_of_a_file_without_any_are_not_corrected(micronet, tmp_path):
+    net = Net()
+    proto = net.model({"x": (TensorProto.FLOAT, ["n", 8])}, {net("MatMul", "x", net.weight(8, 64)): 64})
+    onnx.save(proto, tmp_path / "a.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((6, 8)).astype(F32))
+    shown = micronet(
+        "quantize", tmp_path / "a.onnx", "--mode", "ptq", "--calib-data", tmp_path / "x.npz", "--bias-correct"
+    )
+    assert shown.code == 0 and "--bias-correct changed nothing: no convolution or Gemm" in shown.err
+
+
 def test_parameters_are_counted_once_however_often_constants_are_combined():
     net = Net()
     x = net("Identity", np.ones((4, 3), np.float32))

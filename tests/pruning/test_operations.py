@@ -242,3 +242,21 @@ class Selection(nn.Module):
 def test_layers_before_a_selection_among_all_their_channels_are_whole_and_others_are_cut():
     pruned = prune_model(Selection().eval(), CONFIG, torch.rand(2, 4))[0]
     assert (pruned.first.out_features, pruned.scores.out_features) == (4, 6)
+
+
+class Pairs(nn.Module):
+    """Takes the rows that a mask selects in pairs; the example has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.other = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(4, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        pairs = self.other(x)[x[:, 0] > 9].view(-1, 2, 6).sum(1)
+        return self.last(torch.cat([self.second(self.first(x).relu()), pairs]))
+
+
+def test_layers_beside_rows_that_are_taken_in_pairs_are_cut_if_the_example_has_none():
+    pruned = prune_model(Pairs().eval(), CONFIG, torch.rand(3, 4))[0]
+    assert (pruned.first.out_features, pruned.other.out_features) == (4, 6)
