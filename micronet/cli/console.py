@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 WIDTH = 160  # of tables in files and pipes
-QUIET_SECONDS = 30  # after which a line says how far a step is, where there is no terminal
+QUIET_SECONDS = 30  # between the progress lines of a long step when output is not a terminal
 out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path such as net.py:X: would be one
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 

@@ -177,7 +177,7 @@ def _export_onnx(summary: dict[str, Any]) -> None:
 
 
 def _integers(summary: dict[str, Any], wrote: str) -> None:
-    """Print what was written and what runs in integers, after the line that says that it is no faster, if so."""
+    """Print what was written and what runs in integers; a file that is not faster than in float says so first."""
     found = summary.get("integers", {"words": [], "float": {}})
     slower = [line for line in found["words"][:1] if line.startswith(("slower", "no faster"))]
     for line in (*slower, wrote, *summary.get("warnings", []), *found["words"][len(slower) :]):

@@ -173,14 +173,16 @@ def _name(call: NodeCall) -> str:
 
 def _fits(leaves: Sequence[Any], known: Sequence[Any], axes: Mapping[int, Sequence[int]]) -> bool:
     """Return True if a call has the sizes that it had in the whole network, except along its axes of channels."""
-    for i, (leaf, before) in enumerate(zip(leaves, known, strict=True)):
-        if isinstance(leaf, Tensor):
-            sizes = list(zip(leaf.shape, before.shape, strict=False))
-            if leaf.dim() != len(before.shape) or any(
-                size != old for axis, (size, old) in enumerate(sizes) if axis not in axes.get(i, ())
-            ):
-                return False
-    return True
+    return all(
+        _sizes(leaf.shape, axes.get(i, ())) == _sizes(before.shape, axes.get(i, ()))
+        for i, (leaf, before) in enumerate(zip(leaves, known, strict=True))
+        if isinstance(leaf, Tensor)
+    )
+
+
+def _sizes(shape: Sequence[int], without: Sequence[int]) -> list[int | None]:
+    """Return the sizes of a shape's axes, None for some of them."""
+    return [None if axis in without else size for axis, size in enumerate(shape)]
 
 
 def _follow(

@@ -207,9 +207,10 @@ def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:
 
 def _norm_sizes(norm: nn.Module, width: int) -> Sizes:
     """Return the sizes of a module with one value per channel for another number of channels."""
+    sizes = {_width_attribute(norm): width}
     if isinstance(norm, nn.GroupNorm):  # whole groups go
-        return {"num_channels": width, "num_groups": width * norm.num_groups // norm.num_channels}
-    return {_width_attribute(norm): width}
+        sizes["num_groups"] = width * norm.num_groups // norm.num_channels
+    return sizes
 
 
 def _width_attribute(norm: nn.Module) -> str:

@@ -47,9 +47,9 @@ class Recording:
         """Return True if a graph has run."""
         return any(index == graph for index, _ in self.results)
 
-    def has_all(self, graph: int) -> bool:
-        """Return True if a graph has run, and no result is an empty tensor."""
-        return self.has(graph) and not is_empty([each for (index, _), each in self.results.items() if index == graph])
+    def has_empty(self, graph: int) -> bool:
+        """Return True if a result of a graph has a tensor without elements."""
+        return is_empty([each for (index, _), each in self.results.items() if index == graph])
 
     def update(self, other: "Recording") -> None:
         """Replace what another recording of the same graphs holds."""

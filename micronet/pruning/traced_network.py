@@ -67,13 +67,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
-                if not recording.has(index):
-                    Run(model, graph, index, recording)(*as_inputs(model, example))
-                if not recording.has_all(index):
-                    some = Recording()
-                    with suppress(Exception):  # the forward may not take what it did not select
-                        Run(model, graph, index, some, select_some=True)(*as_inputs(model, example))
-                        recording.update(some)
+                _run(model, graph, index, recording, as_inputs(model, example))
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
@@ -83,6 +77,17 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     before = {(index, node.name) for index, graph in enumerate(graphs) for node in before_heads(model, graph)}
     blocks = _blocks(model, regular)
     return TracedNetwork(given, model, plain, graphs, recording.results, recording.arguments, blocks, before)
+
+
+def _run(model: nn.Module, graph: fx.Graph, index: int, recording: Recording, inputs: tuple[Any, ...]) -> None:
+    """Record a graph that has not run yet; if a mask selects nothing, once more with some elements selected."""
+    if not recording.has(index):
+        Run(model, graph, index, recording)(*inputs)
+    if recording.has_empty(index):
+        some = Recording()
+        with suppress(Exception):  # the forward may not take what it did not select
+            Run(model, graph, index, some, select_some=True)(*inputs)
+            recording.update(some)
 
 
 def _blocks(model: nn.Module, regular: int) -> dict[str, int]:

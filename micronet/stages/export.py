@@ -62,12 +62,11 @@ class ExportOnnx(CheckedSettings, Stage):
         """Export the network and compare the file with it."""
         from torch import nn
 
-        from micronet.models.device import Inputs, as_arrays, head
+        from micronet.models.device import Inputs
         from micronet.onnx.check import compare_outputs, drift, require_agreement, require_other_sizes
         from micronet.onnx.integer_words import describe
         from micronet.onnx.integers import count_integer_layers
         from micronet.onnx.sharing import share_weights
-        from micronet.onnx.speed import measure_size, measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
@@ -101,14 +100,21 @@ class ExportOnnx(CheckedSettings, Stage):
             int8 = share_weights(unpack_weights(proto))
             about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": int8.ByteSize()}
         if (integers := count_integer_layers(proto)) is not None:
-            if self.timing.skip_timing and not context.temporary:
-                integers |= measure_size(proto)
-            elif not context.temporary:
-                progress.step("timing the file", 0, 1)
-                integers |= measure_speed(proto, as_arrays(head(first, 1)))
+            if not context.temporary:
+                integers |= self._measured(proto, first, progress)
             about["integers"] = {**integers, "words": describe(integers)}
         about["left_float"] = artifact.left_float if integers is None else integers["float"]
         return Outcome(proto, about)
+
+    def _measured(self, proto: Any, inputs: Any, progress: Progress) -> dict[str, Any]:
+        """Return the file's size and, unless timing is to be skipped, its speed, both beside the float network's."""
+        from micronet.models.device import as_arrays, head
+        from micronet.onnx.speed import measure_size, measure_speed
+
+        if self.timing.skip_timing:
+            return measure_size(proto)
+        progress.step("timing the file", 0, 1)
+        return measure_speed(proto, as_arrays(head(inputs, 1)))
 
     def _check_sizes(self, artifact: "Artifact") -> None:
         """Raise MicronetError if sizes are to stay free that a stage before fixed."""

@@ -1,5 +1,6 @@
 """The inputs along which ``prune`` follows channels: they should reach every layer."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, no_grad
@@ -14,7 +15,7 @@ from micronet.data.samples import example_of
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.models.device import Example, as_inputs, contiguous
+from micronet.models.device import Example, as_inputs, contiguous, head
 from micronet.models.modes import eval_mode, state_kept
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import example_input, open_data
@@ -31,23 +32,17 @@ def pruning_example(artifact: Artifact, data: DataConfig, input_shape: str | Non
     if isinstance(data.data, MemoryData):
         first: Example = data.data.inputs(artifact.model, 1)[0]
         return first
-    example, described = example_input(artifact, input_shape), DataSpec.from_json(artifact.data).inputs
-    for count in COUNTS if described is not None and input_shape is None else ():
-        if not _selects_none(artifact, example):
-            break
-        example = _samples(artifact, data, count)
-    return example
-
-
-def _samples(artifact: Artifact, data: DataConfig, count: int) -> Example:
-    """Return samples of an artifact's data, or random ones of the same kind if they cannot be read."""
+    two, described = example_input(artifact, input_shape), DataSpec.from_json(artifact.data).inputs
+    if described is None or input_shape is not None or not _selects_none(artifact, two):
+        return two
     try:
         opened = open_data(data, artifact)
-        batches = eval_batches(random_subset(opened.train, count, opened.spec.seed), opened.spec, count)
-        chosen: Example = contiguous(next(iter(batches))[0])
-        return chosen
+        batches = eval_batches(random_subset(opened.train, COUNTS[-1], opened.spec.seed), opened.spec, COUNTS[-1])
+        many: Example = contiguous(next(iter(batches))[0])
     except (MicronetError, StopIteration):  # the data may have been moved since
-        return example_of(DataSpec.from_json(artifact.data).inputs or [], count)
+        many = example_of(described, COUNTS[-1])
+    fewer: Iterator[Example] = (head(many, count) for count in COUNTS)
+    return next((some for some in fewer if not _selects_none(artifact, some)), many)
 
 
 def _selects_none(artifact: Artifact, example: Example) -> bool:
